@@ -1,0 +1,1 @@
+"""Ports to a server of streams, and the adapters that implement them."""

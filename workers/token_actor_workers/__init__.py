@@ -1,0 +1,1 @@
+"""Worker processes that report usage through nothing but the public package."""
