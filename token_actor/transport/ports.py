@@ -1,12 +1,17 @@
 """What the rest of the package needs of a server: four small ports, and nothing of redis.
 
-A ``Connector`` opens ``Connection`` objects. One connection belongs to one thread at a time. Keys,
-fields and ids are bytes. Nothing here retries: whoever knows whether a command may be repeated
-does that.
+A ``Connector`` opens ``Connection`` objects. One connection belongs to one thread at a time; only
+``close`` may come from another thread. Keys, fields and ids are bytes. Nothing here retries: whoever
+knows whether a command may be repeated does that.
 
-Every method raises ``ServerUnavailable`` when the connection cannot be made or breaks (the outcome
-of the command is then unknown, and the next call connects anew), and ``ServerRefused`` when the
-server answers with an error.
+Every method raises
+
+* ``ServerUnavailable`` when the connection cannot be made or breaks, or the server says that it
+  cannot serve for the moment (it still loads its data, say). The outcome of the command is then
+  unknown, and the next call connects anew.
+* ``ServerRefused`` when the server answers with an error. So it does when it does not let this
+  client in: ``code`` is then ``WRONGPASS``, ``NOAUTH`` or ``NOPERM``.
+* ``ClosedError`` after ``close()``.
 """
 
 from __future__ import annotations
@@ -19,10 +24,13 @@ if TYPE_CHECKING:
 
     from token_actor.errors import ServerRefused
 
-Entry: TypeAlias = "tuple[bytes, list[bytes]]"  # a stream entry: its id, and its fields as name, value, name, value, ...
+# A stream entry: its id, and its fields as name, value, name, value, ... It is a pair to unpack and
+# not to change: a server's reply is passed on as it was parsed, so it may be a list of two.
+Entry: TypeAlias = "tuple[bytes, list[bytes]]"
 Outcome: TypeAlias = "bytes | int | ServerRefused | None"  # what one operation of a write came to
 
 FIRST = b"0-0"  # reads after this id start with the oldest entry
+EXCHANGE_COUNT = 1_024  # answers one exchange takes; what is more stays in the inbox for the next call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +127,13 @@ class StreamState:
 class Reader(Protocol):
     """Read streams and keys."""
 
-    def read(self, after: Mapping[bytes, bytes], *, count: int, block_ms: int | None = None) -> dict[bytes, list[Entry]]:
+    def read(
+        self, after: Mapping[bytes, bytes], *, count: int, block_ms: int | None = None
+    ) -> dict[bytes, list[Entry]]:
         """Return up to ``count`` entries per stream with ids above those given; no key for none.
 
-        Waits up to ``block_ms`` milliseconds for the first one; ``None`` does not wait.
+        Names at least one stream. Waits up to ``block_ms`` milliseconds for the first entry; ``None``
+        and 0 do not wait.
         """
 
     def range(
@@ -154,13 +165,12 @@ class Writer(Protocol):
 class Exchanger(Protocol):
     """Ask and wait for the answer in one round trip."""
 
-    def exchange(
-        self, append: Append, *, inbox: bytes, after: bytes, block_ms: int
-    ) -> tuple[bytes, list[Entry]]:
+    def exchange(self, append: Append, *, inbox: bytes, after: bytes, block_ms: int) -> tuple[bytes, list[Entry]]:
         """Append a question and read ``inbox`` after an id, sent in one write.
 
-        Waits up to ``block_ms`` milliseconds for entries of the inbox. Returns the id of the
-        question and the entries, none when nothing came in time.
+        Waits up to ``block_ms`` milliseconds for entries of the inbox; 0 does not wait. Returns the
+        id of the question and the entries, none when nothing came in time. A refused question is
+        raised at once; so is an inbox that cannot be read, and then the question has been asked.
         """
 
 
@@ -179,7 +189,10 @@ class Connection(Reader, Writer, Exchanger, Inspector, Protocol):
     """Be one connection to the server, for one thread at a time."""
 
     def close(self) -> None:
-        """Let go of the server. Closing twice is fine."""
+        """Let go of the server; a call that waits in another thread ends with ``ServerUnavailable``.
+
+        Closing twice is fine.
+        """
 
 
 class Connector(Protocol):

@@ -1,0 +1,236 @@
+"""The ledger: everything that can be asked, as a pure function of the log.
+
+``apply`` takes one whole read as columns and does everything in a few passes:
+
+    resolve the series → drop what was counted before → add to counters, frames and recent
+
+The order matters: a sequence number is marked as seen even when its event cannot be counted, so no
+false hole appears; an event that was seen before is never rejected a second time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from token_actor.core.columns import Bools, Columns, Int64s, Rejection, grown
+from token_actor.core.dedupe import MESSAGE_IDS_MAX, PRODUCERS_MAX, MessageIds, ProducerMarks
+from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
+from token_actor.core.recent import EVENTS_MAX, RecentEvents
+from token_actor.core.series import NAMES_MAX, ROWS_MAX, SeriesTable
+from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, INCONSISTENT, SEPARATOR, UNPRICED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from token_actor.core.sessions import Baseline
+
+FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "unpriced", "clamped", "inconsistent")
+COUNTERS: Final = (*SUMS, *FLAG_COUNTS, "duplicates")  # one int64 per series each
+_DUPLICATES: Final = COUNTERS.index("duplicates")
+
+PAST_MS_MAX: Final = 35 * 86_400_000  # an event may claim to be this much older than its log entry
+FUTURE_MS_MAX: Final = 5 * 60_000  # or this much younger: clocks of hosts differ
+_FIRST_CAPACITY: Final = 1024
+_MIX: Final = np.int64(0x9E3779B97F4A7C15 - (1 << 64))  # 2^64 / golden ratio: spreads small numbers over 64 bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Hold every bound of a ledger; what happens at each is said where it is enforced."""
+
+    rows_max: int = ROWS_MAX
+    names_max: Mapping[str, int] = field(default_factory=lambda: NAMES_MAX)
+    producers_max: int = PRODUCERS_MAX
+    message_ids_max: int = MESSAGE_IDS_MAX
+    recent_events_max: int = EVENTS_MAX
+    retention_ms: Mapping[str, int] = field(default_factory=lambda: RETENTION_MS)
+
+
+class Ledger:
+    """Own the state of one partition.
+
+    ``counters`` has shape (COUNTERS, rows). Per row, ``first_ms`` and ``last_ms`` are the log times
+    of its first and last event, ``peak_tokens`` the input + output of its largest request.
+    ``dead`` counts what was rejected, by reason. ``resets`` are the baselines of sessions by (tenant,
+    session), ``answers`` those given to commands by (client, request id). ``log_ms`` is the log
+    time, which only moves forward.
+    """
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        """Start empty."""
+        bounds = bounds or Bounds()
+        self.series = SeriesTable(rows_max=bounds.rows_max, names_max=bounds.names_max)
+        self.producers = ProducerMarks(producers_max=bounds.producers_max)
+        self.message_ids = MessageIds(ids_max=bounds.message_ids_max)
+        self.frames = FrameSet(retention_ms=bounds.retention_ms)
+        self.recent = RecentEvents(events_max=bounds.recent_events_max)
+        self.counters: Int64s = np.zeros((len(COUNTERS), _FIRST_CAPACITY), dtype=np.int64)
+        self.first_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self.last_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self.peak_tokens: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self.dead: dict[str, int] = {}
+        self.resets: dict[tuple[str, str], Baseline] = {}
+        self.answers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self.log_ms = 0
+
+    def apply(self, columns: Columns) -> list[Rejection]:
+        """Count the events of one read; return what of them cannot be counted."""
+        rows, bad_keys = self.series.resolve(columns.keys)
+        self._make_room(len(self.series))
+        rows = rows[columns.key_index]
+        problems = dict(columns.problems)
+        for key, problem in bad_keys.items():
+            problems.update(dict.fromkeys(np.flatnonzero(columns.key_index == key).tolist(), problem))
+        seen = self._seen_by_sequence(columns)
+        rejections = [
+            columns.rejection(event, problem.reason, str(problem))
+            for event, problem in sorted(problems.items())
+            if seen is None or not seen[event]
+        ]
+        countable = _all_but(len(columns), problems, seen)
+        if columns.message_ids is not None:
+            known, conflicts = self._seen_by_id(columns, rows, countable)
+            rejections += [columns.rejection(e, "id_conflict", _conflict(columns, e)) for e in conflicts]
+            if known or conflicts:
+                seen = _marked(len(columns), seen, known)
+                countable = _all_but(len(columns), [*problems, *conflicts], seen)
+        if seen is not None:
+            np.add.at(self.counters[_DUPLICATES], rows[seen & (rows >= 0)], 1)
+        self._count(columns, rows, countable)
+        self.reject(rejections)
+        return rejections
+
+    def reject(self, rejections: Iterable[Rejection]) -> None:
+        """Count what cannot be applied, by reason."""
+        for rejection in rejections:
+            self.dead[rejection.reason] = self.dead.get(rejection.reason, 0) + 1
+
+    def _make_room(self, rows: int) -> None:
+        if rows > self.counters.shape[1]:
+            capacity = max(rows, 2 * self.counters.shape[1])
+            for name in ("counters", "first_ms", "last_ms", "peak_tokens"):
+                setattr(self, name, grown(getattr(self, name), capacity))
+
+    def _seen_by_sequence(self, columns: Columns) -> Bools | None:
+        """Return which events were seen before by their sequence number; ``None`` for none of them."""
+        seen: Bools | None = None
+        for run in columns.runs:
+            count = run.stop - run.start
+            new = self.producers.see(run.producer, run.epoch, run.first_seq, run.first_seq + count)
+            if new == [(run.first_seq, run.first_seq + count)]:
+                continue
+            if seen is None:
+                seen = np.zeros(len(columns), dtype=np.bool_)
+            seen[run.start : run.stop] = True
+            for start, stop in new:
+                offset = run.start - run.first_seq
+                seen[start + offset : stop + offset] = False
+        return seen
+
+    def _seen_by_id(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> tuple[list[int], list[int]]:
+        """Return the events whose message id is known: with the same numbers, and with others."""
+        assert columns.message_ids is not None
+        with_id = np.flatnonzero(np.not_equal(columns.message_ids, None))
+        if countable is not None:
+            with_id = np.intersect1d(with_id, countable, assume_unique=True)
+        if len(with_id) == 0:
+            return [], []
+        prints = np.zeros(len(with_id), dtype=np.int64)
+        for count in columns.counts[:, with_id]:
+            prints = (prints + count) * _MIX
+        ids = self.scoped_ids(rows[with_id], columns.message_ids[with_id].tolist())
+        log_ms = np.maximum.accumulate(np.maximum(columns.log_ms, self.log_ms))[with_id]
+        known, conflicts = self.message_ids.see(ids, prints.tolist(), log_ms.tolist())
+        return with_id[known].tolist(), with_id[conflicts].tolist()
+
+    def scoped_ids(self, rows: Int64s, message_ids: list[str]) -> list[str]:
+        """Return the ids as they are remembered: with their tenant, so no tenant can take another's."""
+        names = self.series.names[0]
+        tenants = self.series.codes[0, rows]
+        if (tenants == tenants[0]).all():
+            scope = names[tenants[0]] + SEPARATOR
+            return [scope + message_id for message_id in message_ids]
+        pairs = zip(tenants.tolist(), message_ids, strict=True)
+        return [names[tenant] + SEPARATOR + message_id for tenant, message_id in pairs]
+
+    def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
+        """Add the countable events (indices; ``None`` means all) to counters, frames and recent."""
+        log_ms = np.maximum.accumulate(np.maximum(columns.log_ms, self.log_ms))
+        self.log_ms = int(log_ms[-1]) if len(log_ms) else self.log_ms
+        picked: Int64s | slice = slice(None) if countable is None else countable
+        rows = rows[picked]
+        if len(rows) == 0:
+            return
+        log_ms = log_ms[picked]
+        counts = columns.counts[:, picked]
+        claimed_ms = columns.event_ms[picked]
+        event_ms = np.clip(claimed_ms, log_ms - PAST_MS_MAX, log_ms + FUTURE_MS_MAX)
+        flags = columns.flags[picked] | np.where(event_ms != claimed_ms, CLAMPED, 0).astype(np.uint8)
+        flags |= np.where(counts[4] > counts[1], INCONSISTENT, 0).astype(np.uint8)
+        cost = columns.cost[picked]
+        values = np.concatenate((counts, np.ones((1, len(rows)), dtype=np.int64), cost[np.newaxis]))
+        for counter, value in zip(self.counters, values, strict=False):
+            if value.any():
+                np.add.at(counter, rows, value)
+        self._count_flags(rows, flags)
+        self._note_times(rows, log_ms, counts)
+        self.frames.add(rows, event_ms, values, self.log_ms)
+        self.recent.append(
+            rows,
+            {
+                "event_ms": event_ms,
+                "log_ms": log_ms,
+                "cost": cost,
+                "flags": flags,
+                "counts": counts,
+                "message_id": None if columns.message_ids is None else columns.message_ids[picked],
+                "tags": None if columns.tags is None else columns.tags[picked],
+            },
+        )
+
+    def _count_flags(self, rows: Int64s, flags: Any) -> None:  # noqa: ANN401 - uint8 column
+        if not flags.any():
+            return
+        exactness = flags & EXACTNESS_MASK
+        raised = [exactness == index for index in range(1, len(EXACTNESS))]
+        raised += [flags & flag != 0 for flag in (UNPRICED, CLAMPED, INCONSISTENT)]
+        for counter, mask in zip(self.counters[len(SUMS) :], raised, strict=False):
+            if mask.any():
+                np.add.at(counter, rows[mask], 1)
+
+    def _note_times(self, rows: Int64s, log_ms: Int64s, counts: Int64s) -> None:
+        new = self.last_ms[rows] == 0
+        self.first_ms[rows[new][::-1]] = log_ms[new][::-1]  # the last assignment wins: the first event's
+        self.last_ms[rows] = log_ms
+        np.maximum.at(self.peak_tokens, rows, counts[0] + counts[1])
+
+    def total(self, rows: Int64s | None = None) -> dict[str, int]:
+        """Return the sum of every counter over ``rows``; ``None`` means all."""
+        span: Int64s | slice = slice(0, len(self.series)) if rows is None else rows
+        return dict(zip(COUNTERS, self.counters[:, span].sum(axis=1).tolist(), strict=True))
+
+
+def _all_but(count: int, without: Iterable[int], seen: Bools | None) -> Int64s | None:
+    """Return the indices below ``count`` that are neither ``without`` nor ``seen``; ``None`` for all."""
+    without = list(without)
+    if not without and seen is None:
+        return None
+    left = np.ones(count, dtype=np.bool_) if seen is None else ~seen
+    left[without] = False
+    return np.flatnonzero(left)
+
+
+def _marked(count: int, seen: Bools | None, more: list[int]) -> Bools:
+    seen = np.zeros(count, dtype=np.bool_) if seen is None else seen
+    seen[more] = True
+    return seen
+
+
+def _conflict(columns: Columns, event: int) -> str:
+    assert columns.message_ids is not None
+    numbers = ", ".join(f"{name}={count}" for name, count in zip(COUNTS, columns.counts[:, event], strict=True))
+    return f"message_id {columns.message_ids[event]!r} was counted before with other numbers than {numbers}"

@@ -1,0 +1,178 @@
+"""Series: every distinct tuple of dimensions gets a row, and every row can be found by its names.
+
+A series key is the seven names joined by a control character that no name can hold, so a key is
+canonical, hashes once, and is checked only when it is seen for the first time.
+
+Bounds: names that nobody can bound (a million models, users, agents) are folded into ``__other__``
+once a dimension is full, so totals stay exact. Sessions come and go for ever; when the rows run
+out, new ones fold into ``__other__`` sessions, then agents, and so on.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from token_actor.core.columns import Int32s, Int64s, grown
+from token_actor.core.usage import DIMENSIONS, SEPARATOR, check_series_key
+from token_actor.errors import InvalidQuestion, InvalidValue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+OTHER: Final = "__other__"
+ROWS_MAX: Final = 1_000_000  # about 0.5 KB each with counters, key and indexes: 0.5 GB at the most
+ROWS_KEPT_FOR_OTHER: Final = 0.02  # the share of rows that only __other__ tuples may take
+NAMES_MAX: Final = {  # per dimension; sessions are bounded by the rows alone
+    "tenant": 10_000,
+    "project": 100_000,
+    "user": 200_000,
+    "agent": 100_000,
+    "session": ROWS_MAX,
+    "provider": 1_000,
+    "model": 10_000,
+}
+_FOLD_ORDER: Final = ("session", "agent", "user", "project", "model", "provider")  # the most numerous first
+_FIRST_CAPACITY: Final = 1024
+
+
+class SeriesTable:
+    """Intern series keys to rows, and find rows by names.
+
+    ``codes`` has shape (7, capacity): the code of each name of each row, an index into
+    ``names[dimension]``.
+    """
+
+    def __init__(self, *, rows_max: int = ROWS_MAX, names_max: Mapping[str, int] = NAMES_MAX) -> None:
+        """Start empty."""
+        self.keys: list[str] = []
+        self.codes: Int32s = np.zeros((len(DIMENSIONS), _FIRST_CAPACITY), dtype=np.int32)
+        self.names: list[list[str]] = [[] for _ in DIMENSIONS]
+        self._rows_max = rows_max
+        self._names_max = [names_max[dimension] for dimension in DIMENSIONS]
+        self._row_of: dict[str, int] = {}
+        self._code_of: list[dict[str, int]] = [{} for _ in DIMENSIONS]
+        self._rows_with: list[list[array[int]]] = [[] for _ in DIMENSIONS]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.keys)
+
+    def resolve(self, keys: Sequence[str]) -> tuple[Int64s, dict[int, InvalidValue]]:
+        """Return the row of each key, adding rows for new ones, and what is wrong with bad keys.
+
+        A bad key has the row -1 and its problem under its place in ``keys``.
+        """
+        rows = list(map(self._row_of.get, keys))
+        problems: dict[int, InvalidValue] = {}
+        if None in rows:
+            for place, row in enumerate(rows):
+                if row is None:
+                    try:
+                        rows[place] = self.row(keys[place])
+                    except InvalidValue as problem:
+                        rows[place] = -1
+                        problems[place] = problem
+        return np.array(rows, dtype=np.int64), problems
+
+    def row(self, key: str) -> int:
+        """Return the row of one key, adding it when it is new. Raises ``InvalidValue``."""
+        known = self._row_of.get(key)
+        if known is not None:
+            return known
+        return self._add(self._room_for(check_series_key(key).split(SEPARATOR)))
+
+    def _room_for(self, names: list[str]) -> list[str]:
+        """Return the tuple that ``names`` is counted under, which is ``names`` while there is room."""
+        for place, name in enumerate(names):
+            codes = self._code_of[place]
+            if name not in codes and len(codes) >= self._names_max[place]:
+                names[place] = OTHER
+        room = self._rows_max - int(self._rows_max * ROWS_KEPT_FOR_OTHER)
+        for dimension in _FOLD_ORDER:
+            if len(self.keys) < room or SEPARATOR.join(names) in self._row_of:
+                break
+            names[DIMENSIONS.index(dimension)] = OTHER
+            room = self._rows_max
+        return names
+
+    def _add(self, names: list[str]) -> int:
+        key = SEPARATOR.join(names)
+        known = self._row_of.get(key)
+        if known is not None:
+            return known
+        row = len(self.keys)
+        if row == self.codes.shape[1]:
+            self.codes = grown(self.codes, row * 2)
+        for place, name in enumerate(names):
+            code = self._code_of[place].get(name)
+            if code is None:
+                code = len(self.names[place])
+                self._code_of[place][name] = code
+                self.names[place].append(name)
+                self._rows_with[place].append(array("i"))
+            self.codes[place, row] = code
+            self._rows_with[place][code].append(row)
+        self.keys.append(key)
+        self._row_of[key] = row
+        return row
+
+    def select(self, selector: Mapping[str, str]) -> Int64s | None:
+        """Return the rows that match every name of ``selector``; ``None`` means all of them.
+
+        The cost follows the rarest name, not the size of the fleet.
+        """
+        if not selector:
+            return None
+        lists = []
+        for dimension, name in selector.items():
+            code = self._code_of[DIMENSIONS.index(dimension)].get(name)
+            if code is None:
+                return np.empty(0, dtype=np.int64)
+            lists.append((dimension, code, self._rows_with[DIMENSIONS.index(dimension)][code]))
+        lists.sort(key=lambda found: len(found[2]))
+        rows = np.array(lists[0][2], dtype=np.int64)
+        for dimension, code, _ in lists[1:]:
+            rows = rows[self.codes[DIMENSIONS.index(dimension), rows] == code]
+        return rows
+
+    def group(self, rows: Int64s | None, dimensions: Sequence[str]) -> tuple[Int64s, list[tuple[str, ...]]]:
+        """Return the group of each row, and the names of each group in the order of ``dimensions``.
+
+        ``rows`` ``None`` means all rows.
+        """
+        span: Int64s | slice = slice(len(self)) if rows is None else rows
+        groups = np.zeros(len(self) if rows is None else len(rows), dtype=np.int64)
+        for dimension in dimensions:
+            place = DIMENSIONS.index(dimension)
+            groups = groups * len(self.names[place]) + self.codes[place, span]
+            _, groups = np.unique(groups, return_inverse=True)  # dense again, so the next product fits
+        count = int(groups.max()) + 1 if len(groups) else 0
+        example = np.zeros(count, dtype=np.int64)
+        example[groups] = np.arange(len(groups)) if rows is None else rows
+        places = [DIMENSIONS.index(dimension) for dimension in dimensions]
+        return groups, [tuple(self.names[p][self.codes[p, row]] for p in places) for row in example]
+
+    def names_of(self, row: int) -> dict[str, str]:
+        """Return the seven names of a row by dimension; an absent one is ``""``."""
+        return dict(zip(DIMENSIONS, self.keys[row].split(SEPARATOR), strict=True))
+
+    def restore(self, keys: Iterable[str]) -> None:
+        """Fill an empty table with the keys of a snapshot, in row order."""
+        assert not self.keys, "only an empty table can be restored"
+        for key in keys:
+            self._add(key.split(SEPARATOR))
+
+
+def check_selector(selector: object) -> dict[str, str]:
+    """Return ``selector`` if it maps dimensions to names. Raises ``InvalidQuestion`` naming the field."""
+    if not isinstance(selector, dict):
+        raise InvalidQuestion("selector", "must map dimensions to names", reason="type")
+    for dimension, name in selector.items():
+        if dimension not in DIMENSIONS:
+            raise InvalidQuestion(str(dimension), f"is not a dimension; there are {', '.join(DIMENSIONS)}")
+        if not isinstance(name, str):
+            raise InvalidQuestion(dimension, "must be a name", reason="type")
+    return selector

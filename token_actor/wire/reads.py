@@ -1,0 +1,112 @@
+"""One read of the log, decoded: columns and commands in log order, and what cannot be decoded.
+
+Entries between two commands become one ``Columns``, whatever their form, so that the ledger works
+on whole reads. The order of the log is kept, because the first of two equal ids wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from token_actor.core.columns import Columns, Rejection, columns_of, joined
+from token_actor.errors import BadEntry, InvalidValue
+from token_actor.wire.batches import decode_batch
+from token_actor.wire.codec import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, unpack, unpack_json
+from token_actor.wire.events import event_of
+from token_actor.wire.messages import BATCH_FIELD, COMMAND_FIELD, EVENT_FIELD, JSON_FIELD, decode_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from token_actor.core.commands import Command
+    from token_actor.core.usage import Event
+
+Entry: TypeAlias = "tuple[bytes, list[bytes]]"  # id, and fields as name, value, ...
+_FIELDS_PER_ENTRY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCommand:
+    """Hold a command, the place of its entry in the read, and its log time."""
+
+    command: Command
+    entry: int
+    log_ms: int
+
+
+@dataclass(slots=True)
+class DecodedRead:
+    """Hold a read: ``steps`` to apply in order, and what could not be decoded."""
+
+    steps: list[Columns | PlacedCommand] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+
+
+class _Segment:
+    """Collect the events between two commands."""
+
+    def __init__(self) -> None:
+        self._parts: list[Columns] = []
+        self._singles: list[Event] = []
+        self._log_ms: list[int] = []
+        self._entries: list[int] = []
+
+    def add_single(self, event: Event, log_ms: int, entry: int) -> None:
+        self._singles.append(event)
+        self._log_ms.append(log_ms)
+        self._entries.append(entry)
+
+    def add_batch(self, columns: Columns) -> None:
+        self._close_singles()
+        self._parts.append(columns)
+
+    def _close_singles(self) -> None:
+        if self._singles:
+            self._parts.append(columns_of(self._singles, log_ms=self._log_ms, entries=self._entries))
+            self._singles, self._log_ms, self._entries = [], [], []
+
+    def closed(self) -> list[Columns]:
+        """Return everything collected as one ``Columns``, or nothing, and start anew."""
+        self._close_singles()
+        parts, self._parts = self._parts, []
+        return [joined(parts)] if parts else []
+
+
+def decode_read(entries: Sequence[Entry]) -> DecodedRead:
+    """Return what the entries of a read say. Whatever they hold, this does not raise."""
+    read = DecodedRead()
+    segment = _Segment()
+    for place, (entry_id, fields) in enumerate(entries):
+        try:
+            name, value = _only_field(fields)
+            log_ms = log_ms_of(entry_id)
+            if name == EVENT_FIELD:
+                segment.add_single(event_of(unpack(value, bytes_max=MESSAGE_BYTES_MAX)), log_ms, place)
+            elif name == BATCH_FIELD:
+                batch = unpack(value, bytes_max=BATCH_BYTES_MAX)
+                segment.add_batch(decode_batch(batch, log_ms=log_ms, entry=place))
+            elif name == JSON_FIELD:
+                segment.add_single(event_of(unpack_json(value, bytes_max=MESSAGE_BYTES_MAX)), log_ms, place)
+            elif name == COMMAND_FIELD:
+                command = decode_command(value)
+                read.steps += [*segment.closed(), PlacedCommand(command, place, log_ms)]
+            else:
+                raise BadEntry("decode", f"unknown field name {name[:40]!r}")  # noqa: TRY301 - one ladder for all
+        except BadEntry as bad:
+            read.rejections.append(Rejection(place, None, bad.reason, bad.detail))
+        except InvalidValue as problem:
+            read.rejections.append(Rejection(place, None, problem.reason, str(problem)))
+    read.steps += segment.closed()
+    return read
+
+
+def _only_field(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
+    if len(fields) != _FIELDS_PER_ENTRY:
+        raise BadEntry("decode", f"must have one field, not {len(fields) // 2}")
+    return fields[0], fields[1]
+
+
+def log_ms_of(entry_id: bytes) -> int:
+    """Return the log time of an entry: the millisecond part of its id."""
+    return int(entry_id.partition(b"-")[0])
