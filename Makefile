@@ -16,11 +16,11 @@ RUNTIME_STAMP := $(VENV)/.runtime-$(VENV_KEY)
 DEV_STAMP := $(VENV)/.dev-$(VENV_KEY)
 PROJECT_STAMP := $(VENV)/.project-$(call sum,pyproject.toml,)
 
-PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 UV := uv==0.13.9  # writes the locks; the versions it chose are in them, so only `make lock` needs it
 UV_VENV := build/lock-venv
 COMPILE := $(UV_VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--fork-strategy fewest --generate-hashes --no-emit-package token-actor --custom-compile-command 'make lock' $(UPGRADE)
+	--fork-strategy fewest --generate-hashes --annotation-style line --no-emit-package token-actor --custom-compile-command 'make lock' $(UPGRADE)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -70,7 +70,7 @@ types: setup-dev
 
 imports: setup-dev
 	@echo '== import-linter'
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 sizes: setup-dev
 	@echo '== sizes'

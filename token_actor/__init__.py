@@ -1,0 +1,34 @@
+"""Meter the LLM tokens of a fleet of agents: every call counted exactly once, by one actor.
+
+``TokenManager`` counts one session in this process. ``TokenClient`` and ``AsyncTokenClient`` report
+to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
+"""
+
+from token_actor.errors import (
+    ActorUnavailable,
+    BufferFull,
+    InvalidQuestion,
+    InvalidValue,
+    LogUnavailable,
+    RateLimitExceeded,
+    TokenActorError,
+    TokenManagerException,
+)
+from token_actor.manager import TokenManager
+from token_actor.service import AsyncTokenClient, TokenClient
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActorUnavailable",
+    "AsyncTokenClient",
+    "BufferFull",
+    "InvalidQuestion",
+    "InvalidValue",
+    "LogUnavailable",
+    "RateLimitExceeded",
+    "TokenActorError",
+    "TokenClient",
+    "TokenManager",
+    "TokenManagerException",
+]

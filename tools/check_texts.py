@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Put together here, so that this file does not contain what it looks for.
-INDEX_HOSTS = ("pypi" + ".", "files." + "pythonhosted", "--index" + "-url", "--find" + "-links")
-FOLDERS = ("work", "root", "tmp/probe", "home", "Users")  # absolute; the same words inside a path are fine
-FORBIDDEN = re.compile("|".join([*map(re.escape, INDEX_HOSTS), rf"(?<![\w.*~}})-])/(?:{'|'.join(FOLDERS)})/\w"]))
+INDEX_HOSTS = ("pypi" + ".", "files." + "pythonhosted", "index" + "-url", "find" + "-links")
+FOLDERS = ("work", "root", "tmp/probe")  # absolute; the same words inside a path are fine
+FORBIDDEN = re.compile("|".join([*map(re.escape, INDEX_HOSTS), rf"(?<![\w.*~}})-])/(?:{'|'.join(FOLDERS)})[/\s]"]))
 
 
 def candidates() -> Iterator[Path]:

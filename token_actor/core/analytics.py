@@ -77,9 +77,7 @@ class SessionRules:
 
     def __post_init__(self) -> None:
         """Refuse rules that nothing can be measured against."""
-        limit = check_number("context_window_limit", self.context_window_limit)
-        if not 0 < limit < math.inf:
-            raise InvalidValue("context_window_limit", f"must be positive and finite, not {limit}")
+        _check_limit(self.context_window_limit)
         threshold = check_number("overflow_warning_threshold", self.overflow_warning_threshold)
         if not 0 <= threshold <= PCT_MAX:
             raise InvalidValue("overflow_warning_threshold", f"must be between 0 and 100, not {threshold}")
@@ -107,8 +105,10 @@ def predict_overflow(used_tokens: int, estimated_tokens: float, context_window_l
     """Return whether ``estimated_tokens`` more would overflow the window, and the usage in per cent then.
 
     Filling the window to the last token is no overflow. An estimate may be a fraction. Raises
-    ``InvalidValue`` naming ``estimated_tokens`` when it is negative, above 10**12, or no number.
+    ``InvalidValue`` naming the argument when the estimate is negative, above 10**12, or no number,
+    or when the limit is not above 0.
     """
+    _check_limit(context_window_limit)
     if not 0 <= check_number("estimated_tokens", estimated_tokens) <= TOKENS_MAX:
         raise InvalidValue("estimated_tokens", f"must be between 0 and {TOKENS_MAX}, not {estimated_tokens}")
     predicted = used_tokens + estimated_tokens
@@ -200,6 +200,11 @@ def history_entry(  # noqa: PLR0913 - one keyword for each thing known about a r
 def iso_utc(timestamp_s: float) -> str:
     """Return unix seconds as ISO 8601 in UTC, always with microseconds, so that text sorts by time."""
     return datetime.fromtimestamp(timestamp_s, UTC).isoformat(timespec="microseconds")
+
+
+def _check_limit(limit: object) -> None:
+    if not 0 < check_number("context_window_limit", limit) < math.inf:
+        raise InvalidValue("context_window_limit", f"must be positive and finite, not {limit}")
 
 
 def _ratio(amount: int, by: float) -> float:

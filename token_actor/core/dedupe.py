@@ -117,7 +117,7 @@ class ProducerMarks:
 
     def dump(self) -> list[Any]:
         """Return the state as plain lists, the longest idle producer first."""
-        marks = [[*key, mark.next_seq, mark.ranges, mark.closed] for key, mark in self._marks.items()]
+        marks = [[*key, mark.next_seq, list(mark.ranges), mark.closed] for key, mark in self._marks.items()]
         return [self.missing, marks]
 
     def restore(self, dumped: Sequence[Any]) -> None:

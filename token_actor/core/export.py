@@ -43,7 +43,7 @@ def export_metrics(
 
     ``history`` is oldest first, ``now_s`` unix seconds. Raises ``InvalidValue`` naming the formats.
     """
-    wanted = export_format.lower() if isinstance(export_format, str) else export_format
+    wanted = str(export_format).lower()
     if wanted == "json":
         return export_json(analytics, history, now_s, indent=2)
     if wanted == "csv":

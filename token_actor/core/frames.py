@@ -178,7 +178,7 @@ class FrameSet:
                 "lengths": np.array([len(part.rows) for part in parts[: len(starts)]], dtype=np.int64),
                 "rows": np.concatenate([part.rows for part in parts]),
                 "sums": np.concatenate([part.sums for part in parts], axis=1),
-                "dropped": self._dropped[resolution],
+                "dropped": self._dropped[resolution].copy(),
             }
         return state
 

@@ -65,7 +65,7 @@ class TokenManager:
     ``processed_message_ids`` are the ids that a repetition is recognised by.
     """
 
-    def __init__(  # noqa: PLR0913 - four arguments of the public contract, and three effects
+    def __init__(
         self,
         context_window_limit: int = 200_000,
         history_size: int = 100,

@@ -1,0 +1,72 @@
+"""The three servers that the contract runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import fakeredis
+import pytest
+
+from token_actor.transport.memory import MemoryServer
+from token_actor.transport.redis import RedisConnector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from token_actor.transport.ports import Connection, Connector
+
+MEMORY, FAKEREDIS, VALKEY = "memory", "fakeredis", "valkey"
+
+
+@dataclass
+class Subject:
+    """A server under test, and its connections, which close with the test."""
+
+    name: str
+    connector: Connector
+    opened: list[Connection] = field(default_factory=list)
+
+    def connect(self) -> Connection:
+        """Open one more connection."""
+        self.opened.append(self.connector.connect())
+        return self.opened[-1]
+
+
+def _connector(name: str, request: pytest.FixtureRequest) -> Connector:
+    if name == MEMORY:
+        return MemoryServer()
+    if name == FAKEREDIS:
+        factory = partial(fakeredis.FakeRedisConnection, server=fakeredis.FakeServer())
+        return RedisConnector("redis://fakeredis/0", connection_factory=factory)
+    return RedisConnector(request.getfixturevalue("server_url"))
+
+
+@pytest.fixture(params=[MEMORY, FAKEREDIS, VALKEY])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Each server in turn; ``@pytest.mark.unfaithful(fakeredis="why")`` leaves one out, and says why."""
+    marker = request.node.get_closest_marker("unfaithful")
+    if marker is not None and request.param in marker.kwargs:
+        pytest.skip(f"{request.param} {marker.kwargs[request.param]}")
+    subject = Subject(request.param, _connector(request.param, request))
+    yield subject
+    for connection in subject.opened:
+        connection.close()
+
+
+@pytest.fixture
+def connection(subject: Subject) -> Connection:
+    """One connection to the server under test."""
+    return subject.connect()
+
+
+@pytest.fixture
+def key(namespace: str) -> Callable[[str], bytes]:
+    """Name a key of this test."""
+    return lambda name: f"{{{namespace}:0}}:{name}".encode()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of this directory."""
+    config.addinivalue_line("markers", "unfaithful(**reasons): servers that do not keep to this, and in what")

@@ -1,0 +1,62 @@
+"""Fold a read of the log into the ledger: the one way in which entries become numbers.
+
+The leader, a recovery and ``verify`` all go through here. Effects are returned, never performed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from token_actor.core.columns import Columns, Rejection
+from token_actor.core.commands import execute
+from token_actor.errors import InvalidValue
+from token_actor.wire.messages import Answer, DeadLetter
+from token_actor.wire.reads import PlacedCommand, decode_read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from token_actor.core.ledger import Ledger
+    from token_actor.transport.ports import Entry
+
+
+@dataclass(slots=True)
+class Folded:
+    """Hold what a read came to: answers to commands by client, and dead letters in log order."""
+
+    answers: list[tuple[str, Answer]] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+
+
+def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
+    """Apply entries in log order, and return what has to be told to whom."""
+    folded = Folded()
+    read = decode_read(entries)
+    ledger.reject(read.rejections)
+    rejections = list(read.rejections)
+    for step in read.steps:
+        if isinstance(step, Columns):
+            rejections += ledger.apply(step)
+        else:
+            rejections += _execute(ledger, step, folded, epoch)
+    rejections.sort(key=lambda rejection: rejection.entry)
+    for place, of_entry in groupby(rejections, key=lambda rejection: rejection.entry):
+        entry_id, fields = entries[place]
+        folded.dead.append(DeadLetter.of(entry_id, fields, list(of_entry)))
+    return folded
+
+
+def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) -> list[Rejection]:
+    command = placed.command
+    try:
+        result = execute(ledger, command, placed.log_ms)
+        answer = Answer(request_id=command.request_id, epoch=epoch, result=result)
+        rejections = []
+    except InvalidValue as problem:
+        answer = Answer(request_id=command.request_id, epoch=epoch, problem=problem)
+        rejections = [Rejection(placed.entry, None, problem.reason, str(problem))]
+        ledger.reject(rejections)
+    folded.answers.append((command.client, answer))
+    return rejections

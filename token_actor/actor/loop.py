@@ -1,0 +1,311 @@
+"""The loop: read everything there is, fold it, answer, write it all back; again.
+
+One turn is one read and at most one write. There are no timers and no minimum batch: under load
+the reads grow by themselves, and the cost per event falls. This is the only place that reads a clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from token_actor.actor.fold import Folded, fold
+from token_actor.actor.leadership import Leadership
+from token_actor.actor.recovery import Recovered, recover, replay
+from token_actor.actor.snapshots import Position, write_snapshot
+from token_actor.core.ledger import Bounds
+from token_actor.core.queries import answer
+from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable
+from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, TrimBelow
+from token_actor.wire.keys import Keys
+from token_actor.wire.messages import ANSWER_FIELD, QUESTION_FIELD, Answer, Question
+from token_actor.wire.reads import id_pair, log_ms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+INBOX_TTL_MS: Final = 60_000  # an answer that nobody fetched within a minute has nobody waiting
+INBOX_LENGTH_MAX: Final = 1_000
+DEAD_LENGTH_MAX: Final = 10_000
+DEFERRED_MAX: Final = 10_000  # questions waiting for an entry of the log that has not been read yet
+DEFERRED_MS_MAX: Final = 60_000
+_ENTRIES_MIN, _ENTRIES_MAX = 16, 4096  # per read: enough to amortise numpy, few enough to stay responsive
+_RETRY_MS: Final = (50, 1_000)  # after a lost connection: the first wait, and the longest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorSettings:
+    """Hold the settings of an actor.
+
+    ``block_ms`` is the longest an idle read waits, and so the longest until a stop is noticed.
+    ``events_per_turn`` is aimed at, not guaranteed. ``drain_ms`` bounds the work after a stop.
+    """
+
+    keys: Keys
+    holder: str
+    bounds: Bounds | None = None
+    lease_ms: int = 2_000
+    block_ms: int = 250
+    events_per_turn: int = 32_768
+    snapshot_every_ms: int = 60_000
+    drain_ms: int = 3_000
+
+
+class Clock:
+    """Be the time as the loop sees it: ``now_ms`` for people, ``ticks_ms`` never jumps."""
+
+    def __init__(self, now_ms: Callable[[], int], ticks_ms: Callable[[], int], wait: Callable[[float], bool]) -> None:
+        """Take the clocks, and ``wait(seconds)``, which returns early with ``True`` when asked to stop."""
+        self.now_ms = now_ms
+        self.ticks_ms = ticks_ms
+        self.wait = wait
+
+
+class Actor:
+    """Own one partition: wait for the lease, recover, and run until asked to stop."""
+
+    def __init__(self, connection: Connection, settings: ActorSettings, clock: Clock) -> None:
+        """Prepare; nothing is read or written yet."""
+        self._connection = connection
+        self._settings = settings
+        self._keys = settings.keys
+        self._clock = clock
+        self._leadership = Leadership(connection, self._keys, holder=settings.holder, lease_ms=settings.lease_ms)
+        self._unwritten: list[Operation] = []
+        self._deferred: list[tuple[int, bytes, Question]] = []
+        self._ask_offset = FIRST
+        self._entries_per_read = 256
+        self._snapshot: Iterator[None] | None = None
+        self._snapshot_number = 0
+        self._snapshot_position = Position(offset=FIRST, entries=0)
+        self._snapshot_due_ms = 0
+        self._lease_due_ms = 0
+
+    def run(self) -> None:
+        """Serve until asked to stop, through every loss of connection and of the lease.
+
+        Raises ``SnapshotError`` when the state cannot be restored, ``ServerRefused`` when the server
+        does not let this process work at all.
+        """
+        wait_ms = _RETRY_MS[0]
+        while not self._clock.wait(0):
+            try:
+                if self._setup():
+                    wait_ms = _RETRY_MS[0]
+                    self._running()
+                    self._teardown()
+                else:
+                    self._clock.wait(self._settings.lease_ms / 4000)  # somebody leads: be there soon after it is gone
+            except ServerUnavailable as error:
+                log.warning("The server is away", extra={"action": "server_away", "problem": str(error)})
+                self._clock.wait(wait_ms / 1000)
+                wait_ms = min(2 * wait_ms, _RETRY_MS[1])
+
+    # --- setup ---------------------------------------------------------------------------------
+
+    def _setup(self) -> bool:
+        """Become the leader and restore the state; tell whether that was possible."""
+        if not self._leadership.acquire():
+            return False
+        log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
+        self._unwritten, self._deferred, self._snapshot = [], [], None
+        self._lease_due_ms = 0
+        self._state = recover(self._connection, self._keys, self._settings.bounds)
+        self._snapshot_position = self._state.position
+        self._snapshot_number = 0
+        self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        replay(self._connection, self._keys, self._state, epoch=self._leadership.epoch, on_read=self._replayed)
+        log.info(
+            "Recovered",
+            extra={"action": "recovered", "offset": self._state.position.offset.decode(), "events": self._events},
+        )
+        return True
+
+    def _replayed(self, folded: Folded, entries: int) -> None:
+        del entries
+        self._tell(folded)
+        self._write()
+        self._keep_lease()
+
+    @property
+    def _events(self) -> int:
+        return self._state.ledger.recent.next_place
+
+    # --- running -------------------------------------------------------------------------------
+
+    def _running(self) -> None:
+        while self._leadership.epoch and not self._clock.wait(0):
+            self._turn(self._settings.block_ms)
+            self._keep_lease()
+            self._step_snapshot()
+
+    def _turn(self, block_ms: int | None) -> int:
+        """Read, fold, answer, write; return how many entries were read."""
+        busy = self._snapshot is not None or bool(self._unwritten)
+        read = self._connection.read(
+            {self._keys.log: self._state.position.offset, self._keys.ask: self._ask_offset},
+            count=self._entries_per_read,
+            block_ms=None if busy else block_ms,
+        )
+        entries = read.get(self._keys.log, [])
+        if entries:
+            self._fold(entries)
+        questions = read.get(self._keys.ask, [])
+        if questions:
+            self._ask_offset = questions[-1][0]
+            self._take(questions)
+        self._answer_deferred()
+        if questions:
+            self._unwritten.append(TrimBelow(key=self._keys.ask, entry_id=self._ask_offset))
+        self._write()
+        return len(entries) + len(questions)
+
+    def _fold(self, entries: Sequence[Entry]) -> None:
+        before = self._events
+        folded = fold(self._state.ledger, entries, epoch=self._leadership.epoch)
+        count = self._state.position.entries + len(entries)
+        self._state.position = Position(offset=entries[-1][0], entries=count)
+        self._tell(folded)
+        per_entry = max(1, (self._events - before) // len(entries))
+        self._entries_per_read = max(_ENTRIES_MIN, min(_ENTRIES_MAX, self._settings.events_per_turn // per_entry))
+
+    def _tell(self, folded: Folded) -> None:
+        """Queue what a fold came to. A dead letter has the id of its entry, so it is written once."""
+        for letter in folded.dead:
+            self._unwritten.append(
+                Append(
+                    key=self._keys.dead,
+                    fields=letter.fields(),
+                    entry_id=letter.source,
+                    length_max=DEAD_LENGTH_MAX,
+                )
+            )
+        for client, reply in folded.answers:
+            self._reply(client, reply)
+
+    def _reply(self, client: str, reply: Answer) -> None:
+        inbox = self._keys.inbox(client)
+        fields = [ANSWER_FIELD, reply.encode()]
+        self._unwritten.append(Append(key=inbox, fields=fields, length_max=INBOX_LENGTH_MAX))
+        self._unwritten.append(Expire(key=inbox, ttl_ms=INBOX_TTL_MS))
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        """Decode questions; one that cannot be read has nobody to answer to, and is logged."""
+        expires_ms = self._clock.ticks_ms() + DEFERRED_MS_MAX
+        for entry_id, fields in entries:
+            try:
+                if len(fields) != 2 or fields[0] != QUESTION_FIELD:  # noqa: PLR2004 - a name and a value
+                    raise BadEntry("decode", "must have one field, 'q'")  # noqa: TRY301 - one ladder
+                self._deferred.append((expires_ms, entry_id, Question.decode(fields[1])))
+            except BadEntry as bad:
+                log.warning("A question cannot be read", extra={"action": "bad_question", "problem": str(bad)})
+        del self._deferred[:-DEFERRED_MAX]
+
+    def _answer_deferred(self) -> None:
+        """Answer every question whose log entries have been folded; keep the others waiting."""
+        offset = id_pair(self._state.position.offset)
+        ticks_ms = self._clock.ticks_ms() if self._deferred else 0
+        waiting = []
+        for expires_ms, entry_id, question in self._deferred:
+            if question.after is None or id_pair(question.after) <= offset:
+                self._reply(question.client, self._answer(question, log_ms_of(entry_id)))
+            elif ticks_ms < expires_ms:
+                waiting.append((expires_ms, entry_id, question))
+        self._deferred = waiting
+
+    def _answer(self, question: Question, asked_ms: int) -> Answer:
+        epoch = self._leadership.epoch
+        try:
+            result = answer(self._state.ledger, question.kind, question.arguments, asked_ms)
+        except InvalidValue as problem:
+            return Answer(request_id=question.request_id, epoch=epoch, problem=problem)
+        if question.kind == "status":
+            result = {**result, **self._own_status()}
+        return Answer(request_id=question.request_id, epoch=epoch, result=result)
+
+    def _own_status(self) -> dict[str, Any]:
+        return {
+            "epoch": self._leadership.epoch,
+            "holder": self._settings.holder,
+            "offset": self._state.position.offset.decode(),
+            "entries": self._state.position.entries,
+            "snapshot_offset": self._snapshot_position.offset.decode(),
+        }
+
+    def _write(self) -> None:
+        """Write what is queued. What the server has no room for stays queued; nothing else does."""
+        if not self._unwritten:
+            return
+        outcomes = self._connection.write(self._unwritten)
+        kept = []
+        for operation, outcome in zip(self._unwritten, outcomes, strict=True):
+            if not isinstance(outcome, ServerRefused) or "equal or smaller" in str(outcome):
+                continue  # done, or done before a restart
+            log.error("The server refused a write", extra={"action": "write_refused", "problem": str(outcome)})
+            if isinstance(operation, Append) and operation.key == self._keys.dead:
+                kept.append(operation)
+        self._unwritten = list(kept)
+
+    def _keep_lease(self) -> None:
+        ticks_ms = self._clock.ticks_ms()
+        if ticks_ms >= self._lease_due_ms:
+            self._lease_due_ms = ticks_ms + self._settings.lease_ms // 4
+            if not self._leadership.renew():
+                log.warning("Lost the lease", extra={"action": "lease_lost"})
+
+    def _step_snapshot(self) -> None:
+        """Do the next piece of a snapshot, if one is under way or due."""
+        if self._snapshot is None:
+            due = self._clock.ticks_ms() >= self._snapshot_due_ms
+            if not due or self._unwritten or self._state.position == self._snapshot_position:
+                return
+            self._begin_snapshot()
+        self._advance_snapshot()
+
+    def _begin_snapshot(self) -> None:
+        self._snapshot_number += 1
+        self._pending_position = self._state.position
+        self._snapshot = write_snapshot(
+            self._connection,
+            self._keys,
+            self._state.ledger,
+            snapshot_id=f"{self._leadership.epoch}-{self._snapshot_number}".encode(),
+            position=self._pending_position,
+            now_ms=self._clock.now_ms(),
+        )
+
+    def _advance_snapshot(self) -> bool:
+        """Do one piece of the snapshot under way; tell whether there is more to do."""
+        assert self._snapshot is not None
+        try:
+            next(self._snapshot)
+        except StopIteration:
+            self._snapshot_position = self._pending_position
+            log.info("Snapshot taken", extra={"action": "snapshot", "offset": self._snapshot_position.offset.decode()})
+        except ServerRefused as refused:
+            log.error("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
+        else:
+            return True
+        self._snapshot = None
+        self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        return False
+
+    # --- teardown ------------------------------------------------------------------------------
+
+    def _teardown(self) -> None:
+        """Drain the log, answer who still waits, take a snapshot, give the lease back."""
+        if not self._leadership.epoch:
+            return
+        deadline_ms = self._clock.ticks_ms() + self._settings.drain_ms
+        while self._turn(block_ms=None) and self._clock.ticks_ms() < deadline_ms:
+            self._keep_lease()
+        self._snapshot = None
+        if self._state.position != self._snapshot_position and not self._unwritten:
+            self._begin_snapshot()
+            while self._advance_snapshot():
+                self._keep_lease()
+        self._leadership.release()
+        log.info("Stopped", extra={"action": "stopped", "offset": self._state.position.offset.decode()})

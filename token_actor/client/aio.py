@@ -1,0 +1,182 @@
+"""The face of a client for asyncio: the same engine, waited for on its own threads.
+
+``record`` stays a plain call, because it never waits. Everything else is a coroutine that runs the
+method of the same name in a thread of the client's pool, so no event loop is ever blocked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from token_actor.client.sync import SyncFace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from token_actor.client.engine import Engine
+    from token_actor.client.manager import SharedTokenManager
+    from token_actor.client.questions import Moment
+    from token_actor.core.analytics import Analytics, HistoryEntry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Threads:
+    """Run blocking calls of one client for coroutines; the threads start with the first call."""
+
+    def __init__(self, threads_max: int) -> None:
+        """Use at most ``threads_max`` threads, one for each line of the client."""
+        self._pool = ThreadPoolExecutor(max_workers=threads_max, thread_name_prefix="token-actor-aio")
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what ``call`` returns, without blocking the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(call, *args, **kwargs))
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._pool.shutdown(wait=False)
+
+
+class AsyncFace:
+    """Record usage and ask questions from coroutines. See ``SyncFace`` for what each method does."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Show the face of ``engine``."""
+        self._sync = SyncFace(engine)
+        self._threads = Threads(engine.settings.lines_max)
+
+    def record(self, input_tokens: int = 0, output_tokens: int = 0, **more: Any) -> None:  # noqa: ANN401 - see SyncFace
+        """Record one call. Never waits, so it is a plain call. Raises what ``SyncFace.record`` raises."""
+        self._sync.record(input_tokens, output_tokens, **more)
+
+    @property
+    def pending(self) -> int:
+        """Return how many recorded events are not known to be in the log."""
+        return self._sync.pending
+
+    async def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything recorded so far is in the log."""
+        await self._threads.run(self._sync.flush, timeout_s)
+
+    async def analytics(
+        self, group_by: Sequence[str] = (), since: Moment = None, until: Moment = None, **more: Any  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Return what was used, as a whole and by group."""
+        return await self._threads.run(self._sync.analytics, group_by, since, until, **more)
+
+    async def history(self, limit: int = 10, **more: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        """Return the last events, newest first."""
+        return await self._threads.run(self._sync.history, limit, **more)
+
+    async def tokens_in_window(self, window_seconds: float, **more: Any) -> int:  # noqa: ANN401
+        """Return the tokens of all four kinds of the last ``window_seconds``."""
+        return await self._threads.run(self._sync.tokens_in_window, window_seconds, **more)
+
+    async def check_rate_limit(self, window_seconds: float, max_tokens: int, **more: Any) -> bool:  # noqa: ANN401
+        """Tell whether what was selected used at most ``max_tokens`` in the last ``window_seconds``."""
+        return await self._threads.run(self._sync.check_rate_limit, window_seconds, max_tokens, **more)
+
+    async def session(self, session: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return the figures of one session since its last reset, and its newest events."""
+        return await self._threads.run(self._sync.session, session, **more)
+
+    async def predict_overflow(
+        self, session: str, estimated_tokens: float, **more: Any  # noqa: ANN401
+    ) -> tuple[bool, float]:
+        """Return whether a session would overflow its context window, and its usage in per cent then."""
+        return await self._threads.run(self._sync.predict_overflow, session, estimated_tokens, **more)
+
+    async def export(self, export_format: str = "json", **more: Any) -> str:  # noqa: ANN401
+        """Return analytics and events as one text."""
+        return await self._threads.run(self._sync.export, export_format, **more)
+
+    async def summary(self, **selector: str) -> str:
+        """Return a page of text for people."""
+        return await self._threads.run(self._sync.summary, **selector)
+
+    async def status(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return what the actor says of itself."""
+        return await self._threads.run(self._sync.status, **more)
+
+    async def books(self, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return the totals added up in every way there is, and the differences."""
+        return await self._threads.run(self._sync.books, **more)
+
+    def manager(self, session: str | None = None, **more: Any) -> AsyncTokenManager:  # noqa: ANN401
+        """Return the methods of a ``TokenManager`` over one shared session, as coroutines."""
+        return AsyncTokenManager(self._sync.manager(session, **more), self._threads)
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """Flush and let go of everything; closing twice is fine."""
+        try:
+            await self._threads.run(self._sync.close, timeout_s)
+        finally:
+            self._threads.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        await self.close()
+
+
+class AsyncTokenManager:
+    """Be a ``SharedTokenManager`` whose methods are coroutines."""
+
+    def __init__(self, manager: SharedTokenManager, threads: Threads) -> None:
+        """Speak for the session of ``manager``."""
+        self._manager = manager
+        self._threads = threads
+
+    async def update_tokens(
+        self,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cache_read: int = 0,
+        cache_write: int = 0,
+        message_id: str | None = None,
+    ) -> bool:
+        """Count one call; return ``False`` when the message id was seen."""
+        call = self._manager.update_tokens
+        return await self._threads.run(call, input_tokens, output_tokens, cache_read, cache_write, message_id)
+
+    async def get_context_usage_pct(self) -> float:
+        """Return how much of the context window is used, in per cent."""
+        return await self._threads.run(self._manager.get_context_usage_pct)
+
+    async def predict_overflow(self, estimated_tokens: float) -> tuple[bool, float]:
+        """Return whether ``estimated_tokens`` more would overflow, and the usage in per cent then."""
+        return await self._threads.run(self._manager.predict_overflow, estimated_tokens)
+
+    async def get_usage_history(self, limit: int = 10) -> list[HistoryEntry]:
+        """Return the last calls, newest first."""
+        return await self._threads.run(self._manager.get_usage_history, limit)
+
+    async def check_rate_limit(self, window_seconds: float, max_tokens: int) -> bool:
+        """Tell whether the session used at most ``max_tokens`` in the last ``window_seconds``."""
+        return await self._threads.run(self._manager.check_rate_limit, window_seconds, max_tokens)
+
+    async def get_analytics(self) -> Analytics:
+        """Return every figure of the session by name."""
+        return await self._threads.run(self._manager.get_analytics)
+
+    async def export_metrics(self, export_format: str = "json") -> str:
+        """Return analytics and history as text."""
+        return await self._threads.run(self._manager.export_metrics, export_format)
+
+    async def get_summary(self) -> str:
+        """Return a few lines for people."""
+        return await self._threads.run(self._manager.get_summary)
+
+    async def reset(self) -> None:
+        """Start the session anew for everybody."""
+        await self._threads.run(self._manager.reset)

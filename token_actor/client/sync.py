@@ -1,0 +1,97 @@
+"""The face of a client for threads: every method returns when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from token_actor.client.manager import SharedTokenManager
+from token_actor.client.questions import Questions
+from token_actor.client.recording import make_event
+from token_actor.core.analytics import SessionRules
+from token_actor.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from token_actor.client.engine import Engine
+
+
+class SyncFace(Questions):
+    """Record usage and ask questions. Safe to share between threads, and across a fork."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Show the face of ``engine``."""
+        super().__init__(engine)
+
+    def record(
+        self, input_tokens: int = 0, output_tokens: int = 0, **more: Any  # noqa: ANN401 - see make_event
+    ) -> None:
+        """Record one call. Never waits for the network.
+
+        Further keywords: ``cache_read_tokens``, ``cache_write_tokens``, ``reasoning_tokens``,
+        ``message_id``, ``timestamp``, ``cost_usd``, ``tags``, ``exactness``, and any dimension, which
+        goes before the client's own. Raises ``InvalidValue`` (a ``ValueError``) naming the argument,
+        ``BufferFull`` when too much already waits for the log, ``ClosedError``.
+        """
+        self._engine.record(make_event(self.client_names, input_tokens=input_tokens, output_tokens=output_tokens, **more))
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything recorded so far is in the log.
+
+        ``None`` means the client's deadline. Raises ``LogUnavailable`` at it; nothing is dropped.
+        """
+        self._engine.flush(timeout_s)
+
+    @property
+    def pending(self) -> int:
+        """Return how many recorded events are not known to be in the log."""
+        return self._engine.pending
+
+    def manager(
+        self,
+        session: str | None = None,
+        *,
+        context_window_limit: int = 200_000,
+        history_size: int = 100,
+        overflow_warning_threshold: float = 80.0,
+        **dimensions: str,
+    ) -> SharedTokenManager:
+        """Return the methods of a ``TokenManager`` over the shared state of one session.
+
+        ``session`` ``None`` means the client's own. Raises ``InvalidValue`` when there is none.
+        """
+        rules = SessionRules(
+            context_window_limit=context_window_limit,
+            overflow_warning_threshold=overflow_warning_threshold,
+            history_size=history_size,
+        )
+        return SharedTokenManager(self._engine, self, session_names(self, session, dimensions), rules)
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Flush and let go of everything; closing twice is fine.
+
+        Raises ``LogUnavailable`` when events could not be brought to the log by the deadline.
+        """
+        self._engine.close(timeout_s)
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        self.close()
+
+
+def session_names(face: Questions, session: str | None, dimensions: dict[str, str]) -> dict[str, str]:
+    """Return the dimensions that a session's manager records under. Raises ``InvalidValue``."""
+    names = {**face.client_names, **dimensions}
+    if session is not None:
+        names["session"] = session
+    names["tenant"] = face.tenant_of(names.get("tenant"))
+    make_event(names)  # refuses a name that could not be recorded, now rather than later
+    if not names.get("session"):
+        raise InvalidValue("session", "must be named, here or when the client is made", reason="bad_name")
+    return names

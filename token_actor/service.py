@@ -1,0 +1,194 @@
+"""The composition root: what the parts are given, and the only reader of the environment.
+
+``TokenClient`` and ``AsyncTokenClient`` are the faces of the client with an address to connect to.
+``run_actor`` is an actor with the real clocks and a stop.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import time
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+
+from token_actor.actor.loop import Actor, ActorSettings, Clock
+from token_actor.client.aio import AsyncFace
+from token_actor.client.engine import Engine
+from token_actor.client.settings import ClientSettings
+from token_actor.client.sync import SyncFace
+from token_actor.core.usage import DIMENSIONS
+from token_actor.errors import LogUnavailable, SetupError
+from token_actor.transport.memory import MemoryServer
+from token_actor.transport.ports import PutField
+from token_actor.transport.redis import RedisConnector
+from token_actor.wire.keys import Keys
+
+if TYPE_CHECKING:
+    from token_actor.transport.ports import Connector
+
+DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
+MEMORY_SCHEME: Final = "memory://"
+ENVIRONMENT: Final = {
+    "TOKEN_ACTOR_REDIS": "the address of the server, when none is given",
+    "TOKEN_ACTOR_NAMESPACE": "the namespace, when none is given",
+}
+_CONNECT_TIMEOUT_S: Final = 2.0
+_EXIT_TIMEOUT_S: Final = 5.0
+
+_open_clients: weakref.WeakSet[Engine] = weakref.WeakSet()
+_memory_servers: weakref.WeakValueDictionary[str, ResidentServer] = weakref.WeakValueDictionary()
+_memory_lock = threading.Lock()
+
+
+class ClientOptions(TypedDict, total=False):
+    """Hold what ``TokenClient`` takes by keyword; see ``ClientSettings`` and ``usage.DIMENSIONS``."""
+
+    namespace: str | None
+    tenant: str | None
+    project: str | None
+    user: str | None
+    agent: str | None
+    session: str | None
+    provider: str | None
+    model: str | None
+    batch_events_max: int
+    batch_age_ms: int
+    buffer_events_max: int
+    timeout_s: float
+    lines_max: int
+    resend_share: float
+
+
+class TokenClient(SyncFace):
+    """Record usage to the fleet's log and ask its actor, from any thread.
+
+    ``url`` is ``redis://host:port/db``, ``rediss://``, ``unix://path``, or ``memory://`` for a server
+    and an actor in this process; ``None`` means ``TOKEN_ACTOR_REDIS``, else this host. Keywords are
+    ``namespace``, the dimensions that every record has unless it says otherwise, and the settings of
+    ``client.settings.ClientSettings``. Connects with the first use. Raises ``InvalidValue`` and
+    ``SetupError`` for what can never work.
+    """
+
+    def __init__(self, url: str | None = None, **options: Unpack[ClientOptions]) -> None:
+        """Prepare; nothing is connected yet."""
+        super().__init__(_engine(url, options))
+
+
+class AsyncTokenClient(AsyncFace):
+    """Be a ``TokenClient`` whose methods are coroutines; ``record`` stays a plain call."""
+
+    def __init__(self, url: str | None = None, **options: Unpack[ClientOptions]) -> None:
+        """Prepare; nothing is connected yet. Arguments as for ``TokenClient``."""
+        super().__init__(_engine(url, options))
+
+
+def _engine(url: str | None, options: ClientOptions) -> Engine:
+    given = {name: value for name, value in options.items() if value is not None}
+    names = {name: str(given.pop(name)) for name in DIMENSIONS if name in given}
+    given["namespace"] = given.get("namespace") or default_namespace()
+    settings = ClientSettings(names=names, **given)  # type: ignore[arg-type] # the TypedDict says which
+    engine = Engine(connector_of(url or default_url(), settings.namespace), settings)
+    _open_clients.add(engine)
+    return engine
+
+
+def default_url() -> str:
+    """Return the address of the server from the environment, else the one on this host."""
+    return os.environ.get("TOKEN_ACTOR_REDIS") or DEFAULT_URL
+
+
+def default_namespace() -> str:
+    """Return the namespace from the environment, else ``default``."""
+    return os.environ.get("TOKEN_ACTOR_NAMESPACE") or "default"
+
+
+def connector_of(url: str, namespace: str = "default") -> Connector:
+    """Return what connects to ``url``. Raises ``SetupError`` when it is not an address."""
+    if url.startswith(MEMORY_SCHEME):
+        return memory_server(url.removeprefix(MEMORY_SCHEME)).connector(namespace)
+    return RedisConnector(url, connect_timeout_s=_CONNECT_TIMEOUT_S)
+
+
+def actor_settings(namespace: str, partition: int = 0) -> ActorSettings:
+    """Return the settings of an actor in this process, under a name that people recognise."""
+    holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:6]}"
+    return ActorSettings(keys=Keys(namespace, partition), holder=holder)
+
+
+def run_actor(connector: Connector, settings: ActorSettings, stop: threading.Event) -> None:
+    """Serve one partition until ``stop`` is set. Raises ``SnapshotError``, ``SetupError``, ``ServerRefused``."""
+    connection = connector.connect()
+    clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.monotonic_ns() // 1_000_000, stop.wait)
+    try:
+        Actor(connection, settings, clock).run()
+    finally:
+        connection.close()
+
+
+class ResidentServer:
+    """Be an in-memory server with an actor thread per namespace, for as long as a client holds it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.server = MemoryServer()
+        self._stop = threading.Event()
+        self._serving: set[str] = set()
+        weakref.finalize(self, self._stop.set)
+
+    def connector(self, namespace: str) -> Connector:
+        """Return a connector to the server, on which an actor serves ``namespace``."""
+        with _memory_lock:
+            if namespace not in self._serving:
+                self._serving.add(namespace)
+                arguments = (self.server, actor_settings(namespace), self._stop)
+                threading.Thread(target=run_actor, args=arguments, name="token-actor-memory", daemon=True).start()
+        return _HeldConnector(self)
+
+
+class _HeldConnector:
+    """Connect to a resident server, and keep it alive."""
+
+    def __init__(self, resident: ResidentServer) -> None:
+        self._resident = resident
+        self.address = resident.server.address
+        self.connect = resident.server.connect
+
+
+def memory_server(name: str) -> ResidentServer:
+    """Return the in-memory server of that name in this process; each one without a name is new."""
+    if not name:
+        return ResidentServer()
+    with _memory_lock:
+        resident = _memory_servers.get(name)
+        if resident is None:
+            resident = _memory_servers[name] = ResidentServer()
+        return resident
+
+
+def check_partitions(connector: Connector, namespace: str, partitions: int) -> None:
+    """Write down the number of partitions of a namespace, or refuse another one than is written down."""
+    connection = connector.connect()
+    try:
+        key = Keys(namespace).meta
+        connection.write([PutField(key=key, field=b"partitions", value=str(partitions).encode())])
+        written = int(connection.get_fields(key)[b"partitions"])
+    finally:
+        connection.close()
+    if written != partitions:
+        message = f"namespace {namespace!r} has {written} partitions, not {partitions}; they cannot be changed"
+        raise SetupError(message)
+
+
+def _close_at_exit() -> None:
+    for engine in list(_open_clients):
+        try:
+            engine.close(_EXIT_TIMEOUT_S)
+        except LogUnavailable as error:
+            print(f"token-actor: {error}; giving them up at exit", flush=True)  # noqa: T201
+
+
+atexit.register(_close_at_exit)
