@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer, make, and a package index that pip can reach. Nothing else, and nothing outside .venv.
+# Needs Python 3.11 or newer, make, and a package index that pip can reach. Nothing is written outside this folder.
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,7 +45,7 @@ bench: setup-dev ## measure throughput and latency on this machine
 	@$(BIN)/python -m benchmarks
 
 lock: ## write requirements/*.lock anew; UPGRADE=--upgrade takes newer versions
-	@test -x $(UV_VENV)/bin/uv || { $(PYTHON) -m venv $(UV_VENV) && $(UV_VENV)/bin/python -m pip install --quiet $(UV); }
+	@test -x $(UV_VENV)/bin/uv || { $(PYTHON) -m venv $(UV_VENV) && $(UV_VENV)/bin/python -m pip install -qq $(UV); }
 	@echo '== requirements/dev.lock'
 	@$(COMPILE) --all-extras --group dev -o requirements/dev.lock >/dev/null
 	@echo '== requirements/runtime.lock'
@@ -98,7 +98,7 @@ setup-dev: $(DEV_STAMP) $(PROJECT_STAMP)
 
 $(VENV_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo 'token-actor needs Python 3.11 or newer, and "$(PYTHON)" is: $(PYTHON_VERSION)'; \
+		echo 'token-actor needs Python 3.11 or newer, and "$(PYTHON)" is: $(or $(PYTHON_VERSION),not there)'; \
 		echo 'Install a newer one and name it, for example: make $(MAKECMDGOALS) PYTHON=python3.12'; exit 1; } >&2
 	@echo '== making $(VENV) with $(PYTHON_VERSION)'
 	@$(PYTHON) -m venv --clear $(VENV) || { \

@@ -21,9 +21,8 @@ from token_actor.client.engine import Engine
 from token_actor.client.settings import ClientSettings
 from token_actor.client.sync import SyncFace
 from token_actor.core.usage import DIMENSIONS
-from token_actor.errors import LogUnavailable, SetupError
+from token_actor.errors import LogUnavailable
 from token_actor.transport.memory import MemoryServer
-from token_actor.transport.ports import PutField
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.keys import Keys
 
@@ -113,10 +112,10 @@ def connector_of(url: str, namespace: str = "default") -> Connector:
     return RedisConnector(url, connect_timeout_s=_CONNECT_TIMEOUT_S)
 
 
-def actor_settings(namespace: str, partition: int = 0) -> ActorSettings:
+def actor_settings(namespace: str, *, partition: int = 0, partitions: int = 1) -> ActorSettings:
     """Return the settings of an actor in this process, under a name that people recognise."""
     holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:6]}"
-    return ActorSettings(keys=Keys(namespace, partition), holder=holder)
+    return ActorSettings(keys=Keys(namespace, partition), holder=holder, partitions=partitions)
 
 
 def run_actor(connector: Connector, settings: ActorSettings, stop: threading.Event) -> None:
@@ -167,20 +166,6 @@ def memory_server(name: str) -> ResidentServer:
         if resident is None:
             resident = _memory_servers[name] = ResidentServer()
         return resident
-
-
-def check_partitions(connector: Connector, namespace: str, partitions: int) -> None:
-    """Write down the number of partitions of a namespace, or refuse another one than is written down."""
-    connection = connector.connect()
-    try:
-        key = Keys(namespace).meta
-        connection.write([PutField(key=key, field=b"partitions", value=str(partitions).encode())])
-        written = int(connection.get_fields(key)[b"partitions"])
-    finally:
-        connection.close()
-    if written != partitions:
-        message = f"namespace {namespace!r} has {written} partitions, not {partitions}; they cannot be changed"
-        raise SetupError(message)
 
 
 def _close_at_exit() -> None:

@@ -73,8 +73,9 @@ def test_an_event_from_before_the_last_one_is_taken_as_of_then(window):
 
 
 def test_a_question_from_before_the_last_event_is_taken_as_of_then(window):
-    window.add(5, 100.0)
-    assert window.sum(10, 50.0) == 5
+    window.add(5, 80.0)
+    window.add(7, 100.0)
+    assert window.sum(10, 85.0) == 7
 
 
 def test_an_infinite_window_holds_everything(window):
@@ -124,6 +125,15 @@ def test_beyond_that_a_sum_is_never_too_small(worn, events):
 
 def test_a_window_over_everything_is_exact_after_a_million(worn):
     assert worn.sum(1e9, 999_999.0) == sum_of_last(1_000_000)
+
+
+@pytest.mark.parametrize(("since_s", "expected"), [(0, 45), (1, 45), (2, 42), (3, 42), (4, 35), (5, 30), (8, 9)])
+def test_a_merged_pair_counts_whole_or_not_at_all(since_s, expected):
+    window = TrailingWindow(samples_max=8)
+    for second in range(9):  # the ninth merges 0 with 1, and 2 with 3
+        window.add(second + 1, float(second))
+    assert len(window) == 7
+    assert window.sum(8 - since_s, 8.0) == expected
 
 
 def test_each_merge_keeps_the_newer_half_exact():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,7 @@ RESETS = st.just(("reset",))
 
 
 @given(st.lists(st.one_of(UPDATES, UPDATES, UPDATES, WAITS, RESETS), max_size=60))
-def test_the_manager_answers_what_an_oracle_answers(steps):
+def test_the_manager_answers_what_an_oracle_answers(steps: list[Any]):
     clock = Clock()
     manager = TokenManager(LIMIT, HISTORY, clock=clock, warn=lambda *_: None, engine_failed=lambda _: None)
     oracle = Oracle(clock.now_s)
@@ -61,7 +62,8 @@ def test_the_manager_answers_what_an_oracle_answers(steps):
             oracle = Oracle(clock.now_s)
         else:
             _, counts, message_id = step
-            assert manager.update_tokens(*counts, message_id) is oracle.update(clock.now_s, counts, message_id)
+            counted = oracle.update(clock.now_s, counts, message_id)
+            assert manager.update_tokens(counts[0], counts[1], counts[2], counts[3], message_id) is counted
         assert_same_answers(manager, oracle, clock.now_s)
 
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from token_actor.core.manager import TokenManager
 
 
 class BrokenEngine:
@@ -13,8 +17,9 @@ class BrokenEngine:
 class AskingEngine:
     """Ask the manager again, in the middle of its update."""
 
+    manager: TokenManager
+
     def __init__(self):
-        self.manager = None
         self.answers = []
 
     def record_token_usage(self, **counts):

@@ -27,10 +27,12 @@ def test_a_reset_forgets_the_message_ids(reset):
     assert reset.update_tokens(1, message_id="m500") is True
 
 
-def test_ids_forgotten_by_a_reset_make_room_for_new_ones(reset):
-    for number in range(10_000):
+def test_ids_forgotten_by_a_reset_do_not_shorten_the_memory_of_new_ones(reset):
+    reset.update_tokens(1, message_id="m1")
+    for number in range(9_999):
         reset.update_tokens(1, message_id=str(number))
     assert len(reset.processed_message_ids) == 10_000
+    assert "m1" in reset.processed_message_ids
 
 
 def test_a_reset_empties_the_history(reset):

@@ -16,8 +16,8 @@ from token_actor.actor.recovery import Recovered, recover, replay
 from token_actor.actor.snapshots import Position, write_snapshot
 from token_actor.core.ledger import Bounds
 from token_actor.core.queries import answer
-from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable
-from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, TrimBelow
+from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable, SetupError
+from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import ANSWER_FIELD, QUESTION_FIELD, Answer, Question
 from token_actor.wire.reads import id_pair, log_ms_of
@@ -33,6 +33,8 @@ DEFERRED_MS_MAX: Final = 60_000
 _ENTRIES_MIN, _ENTRIES_MAX = 16, 4096  # per read: enough to amortise numpy, few enough to stay responsive
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection: the first wait, and the longest
 
+_WITH_POSITION: Final = frozenset({"status", "books"})  # answers that say up to where the log was folded
+
 log = logging.getLogger(__name__)
 
 
@@ -42,10 +44,12 @@ class ActorSettings:
 
     ``block_ms`` is the longest an idle read waits, and so the longest until a stop is noticed.
     ``events_per_turn`` is aimed at, not guaranteed. ``drain_ms`` bounds the work after a stop.
+    ``partitions`` is how many the namespace has; it is written down once, and another number refused.
     """
 
     keys: Keys
     holder: str
+    partitions: int = 1
     bounds: Bounds | None = None
     lease_ms: int = 2_000
     block_ms: int = 250
@@ -87,8 +91,9 @@ class Actor:
     def run(self) -> None:
         """Serve until asked to stop, through every loss of connection and of the lease.
 
-        Raises ``SnapshotError`` when the state cannot be restored, ``ServerRefused`` when the server
-        does not let this process work at all.
+        Raises ``SnapshotError`` when the state cannot be restored, ``SetupError`` when the namespace
+        has another number of partitions, ``ServerRefused`` when the server does not let this process
+        work at all.
         """
         wait_ms = _RETRY_MS[0]
         while not self._clock.wait(0):
@@ -108,6 +113,7 @@ class Actor:
 
     def _setup(self) -> bool:
         """Become the leader and restore the state; tell whether that was possible."""
+        self._check_partitions()
         if not self._leadership.acquire():
             return False
         log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
@@ -123,6 +129,17 @@ class Actor:
             extra={"action": "recovered", "offset": self._state.position.offset.decode(), "events": self._events},
         )
         return True
+
+    def _check_partitions(self) -> None:
+        """Write down the number of partitions, or refuse another one: tenants would change their place."""
+        meta, wanted = self._keys.meta, str(self._settings.partitions).encode()
+        self._connection.write([PutField(key=meta, field=b"partitions", value=wanted)])
+        written = self._connection.get_fields(meta)[b"partitions"]
+        if written != wanted:
+            raise SetupError(
+                f"namespace {self._keys.namespace!r} has {written.decode()} partitions, not {wanted.decode()}: "
+                "start the actor with that number"
+            )
 
     def _replayed(self, folded: Folded, entries: int) -> None:
         del entries
@@ -222,7 +239,7 @@ class Actor:
             result = answer(self._state.ledger, question.kind, question.arguments, asked_ms)
         except InvalidValue as problem:
             return Answer(request_id=question.request_id, epoch=epoch, problem=problem)
-        if question.kind == "status":
+        if question.kind in _WITH_POSITION:
             result = {**result, **self._own_status()}
         return Answer(request_id=question.request_id, epoch=epoch, result=result)
 

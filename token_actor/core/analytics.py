@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from token_actor.core.usage import TOKENS_MAX, check_count
 from token_actor.errors import InvalidValue
@@ -21,25 +21,58 @@ from token_actor.errors import InvalidValue
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Analytics: TypeAlias = "dict[str, int | float | str]"
-HistoryEntry: TypeAlias = "dict[str, int | float | str | None]"
-
 TREND_REQUESTS: Final = 6  # the last three are compared with the three before
 PCT_MAX: Final = 100.0
 
-HISTORY_COLUMNS: Final = (
-    "timestamp",
-    "datetime",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "total_tokens",
-    "message_id",
-    "cumulative_input",
-    "cumulative_output",
-    "context_usage_pct",
-)
+
+class Analytics(TypedDict):
+    """The answers about one session, in the order of the public contract.
+
+    ``total_tokens`` is input and output, ``total_tokens_with_cache`` all four kinds.
+    """
+
+    total_requests: int
+    total_input_tokens: int
+    total_output_tokens: int
+    total_cache_read_tokens: int
+    total_cache_write_tokens: int
+    total_tokens: int
+    avg_input_per_request: float
+    avg_output_per_request: float
+    avg_total_per_request: float
+    context_usage_pct: float
+    context_window_limit: int
+    uptime_seconds: float
+    requests_per_minute: float
+    tokens_per_minute: float
+    peak_usage_pct: float
+    current_history_size: int
+    max_history_size: int
+    trend: str
+    overflow_warning_threshold: float
+    total_tokens_with_cache: int
+
+
+class HistoryEntry(TypedDict):
+    """One request in the history of a session; ``total_tokens`` is all four kinds.
+
+    The cumulative counts and the usage are those just after the request.
+    """
+
+    timestamp: float
+    datetime: str
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    total_tokens: int
+    message_id: str | None
+    cumulative_input: int
+    cumulative_output: int
+    context_usage_pct: float
+
+
+HISTORY_COLUMNS: Final = tuple(HistoryEntry.__annotations__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +167,7 @@ def trend(totals: Sequence[int]) -> str:
 
 
 def session_analytics(figures: SessionFigures, rules: SessionRules) -> Analytics:
-    """Return every answer about a session by name, in the order of the public contract.
+    """Return every answer about a session by name.
 
     Averages, per cents, rates and seconds are rounded to 2 decimals; rates and averages of nothing
     are 0.0.
@@ -177,7 +210,7 @@ def history_entry(  # noqa: PLR0913 - one keyword for each thing known about a r
     cumulative_output: int,
     context_window_limit: int,
 ) -> HistoryEntry:
-    """Return one request as a row of history, by ``HISTORY_COLUMNS``.
+    """Return one request as a row of history.
 
     ``timestamp_s`` is unix seconds. The cumulative counts are those of the session just after the
     request, and ``context_window_limit`` the one in force then.

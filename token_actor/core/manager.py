@@ -65,7 +65,7 @@ class TokenManager:
     ``processed_message_ids`` are the ids that a repetition is recognised by.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - four arguments of the public contract, a clock and two effects
         self,
         context_window_limit: int = 200_000,
         history_size: int = 100,
@@ -82,7 +82,7 @@ class TokenManager:
         used and the limit; ``engine_failed`` with what the metrics engine raised. Raises
         ``InvalidValue``, a ``ValueError``, naming the argument.
         """
-        self.context_window_limit = _plain(context_window_limit)
+        self.context_window_limit: int = _plain(context_window_limit)
         self.overflow_warning_threshold = overflow_warning_threshold
         self.metrics_engine = metrics_engine
         self._history_size: int = _plain(history_size)
