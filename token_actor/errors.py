@@ -32,7 +32,7 @@ class TokenManagerException(TokenActorError):  # noqa: N818 - the name is part o
     """Be the root of the errors an in-process TokenManager raises."""
 
 
-class RateLimitExceeded(TokenManagerException):  # noqa: N818 - the name is part of the public contract
+class RateLimitExceeded(TokenManagerException):
     """Say that a call would exceed a rate limit."""
 
 

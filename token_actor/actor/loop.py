@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.leadership import Leadership
-from token_actor.actor.recovery import Recovered, recover, replay
+from token_actor.actor.recovery import recover, replay
 from token_actor.actor.snapshots import Position, write_snapshot
-from token_actor.core.ledger import Bounds
 from token_actor.core.queries import answer
 from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable, SetupError
 from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
-from token_actor.wire.keys import Keys
 from token_actor.wire.messages import ANSWER_FIELD, QUESTION_FIELD, Answer, Question
 from token_actor.wire.reads import id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from token_actor.core.ledger import Bounds
+    from token_actor.wire.keys import Keys
 
 INBOX_TTL_MS: Final = 60_000  # an answer that nobody fetched within a minute has nobody waiting
 INBOX_LENGTH_MAX: Final = 1_000
@@ -303,7 +304,7 @@ class Actor:
             self._snapshot_position = self._pending_position
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self._snapshot_position.offset.decode()})
         except ServerRefused as refused:
-            log.error("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
+            log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
         else:
             return True
         self._snapshot = None

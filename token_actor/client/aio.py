@@ -64,7 +64,11 @@ class AsyncFace:
         await self._threads.run(self._sync.flush, timeout_s)
 
     async def analytics(
-        self, group_by: Sequence[str] = (), since: Moment = None, until: Moment = None, **more: Any  # noqa: ANN401
+        self,
+        group_by: Sequence[str] = (),
+        since: Moment = None,
+        until: Moment = None,
+        **more: Any,  # noqa: ANN401
     ) -> dict[str, Any]:
         """Return what was used, as a whole and by group."""
         return await self._threads.run(self._sync.analytics, group_by, since, until, **more)
@@ -86,7 +90,10 @@ class AsyncFace:
         return await self._threads.run(self._sync.session, session, **more)
 
     async def predict_overflow(
-        self, session: str, estimated_tokens: float, **more: Any  # noqa: ANN401
+        self,
+        session: str,
+        estimated_tokens: float,
+        **more: Any,  # noqa: ANN401
     ) -> tuple[bool, float]:
         """Return whether a session would overflow its context window, and its usage in per cent then."""
         return await self._threads.run(self._sync.predict_overflow, session, estimated_tokens, **more)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.client.report import fleet_summary
-from token_actor.core.analytics import predict_overflow
+from token_actor.core.analytics import check_number, predict_overflow
 from token_actor.core.export import export_csv, export_json
 from token_actor.core.queries import HISTORY_MAX
 from token_actor.core.usage import COUNTS, DEFAULT_TENANT, DIMENSIONS, check_count
@@ -58,13 +58,23 @@ class Questions:
         ``until`` are widened to whole minutes (hours, days for times long past); the answer says so.
         """
         arguments: dict[str, Any] = {
-            "selector": selector,
             "group_by": [group_by] if isinstance(group_by, str) else list(group_by),
             "since_ms": _ms("since", since),
             "until_ms": _ms("until", until),
         }
         if limit is not None:
             arguments["limit"] = limit
+        return self._analytics(arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
+
+    def _analytics(
+        self,
+        arguments: Mapping[str, Any],
+        selector: Mapping[str, str],
+        *,
+        stale_ok: bool = False,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        arguments = {"selector": selector, **arguments}
         return self._ask("analytics", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
 
     def history(
@@ -83,7 +93,11 @@ class Questions:
     ) -> Iterator[list[dict[str, Any]]]:
         before: int | None = None
         while limit is None or limit > 0:
-            arguments = {"selector": selector, "limit": min(limit or HISTORY_MAX, HISTORY_MAX), "before": before}
+            arguments = {
+                "selector": selector,
+                "limit": HISTORY_MAX if limit is None else min(limit, HISTORY_MAX),
+                "before": before,
+            }
             answer = self._ask("history", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
             if answer["history"]:
                 yield answer["history"]
@@ -97,7 +111,7 @@ class Questions:
         self, window_seconds: float, *, stale_ok: bool = False, timeout_s: float | None = None, **selector: str
     ) -> int:
         """Return the tokens of all four kinds of the last ``window_seconds``, by the server's clock."""
-        if isinstance(window_seconds, bool) or not isinstance(window_seconds, (int, float)) or not window_seconds > 0:
+        if not check_number("window_seconds", window_seconds) > 0:
             raise InvalidQuestion("window_seconds", f"must be above 0, not {window_seconds!r}")
         arguments = {"selector": selector, "window_ms": max(1, round(min(window_seconds, 1e9) * 1000))}
         answer = self._ask("window", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
@@ -156,7 +170,7 @@ class Questions:
         wanted = str(export_format).lower()
         if wanted not in EXPORT_FORMATS:
             raise InvalidValue("export_format", f"must be one of {', '.join(EXPORT_FORMATS)}, not {export_format!r}")
-        analytics = self.analytics(**selector)
+        analytics = self._analytics({}, selector)
         newest_first = [entry for page in self.pages(limit, **selector) for entry in page]
         oldest_first = newest_first[::-1]
         if wanted == "json":
@@ -167,7 +181,8 @@ class Questions:
     def summary(self, **selector: str) -> str:
         """Return a page of text for people: totals, and the largest models, agents and sessions."""
         groups = {
-            dimension: self.analytics([dimension], limit=5, **selector) for dimension in ("model", "agent", "session")
+            dimension: self._analytics({"group_by": [dimension], "limit": 5}, selector)
+            for dimension in ("model", "agent", "session")
         }
         return fleet_summary(groups, selector)
 

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from token_actor.core.usage import (
-    COUNTS,
     DIMENSIONS,
     UNPRICED,
     Event,
@@ -69,7 +68,7 @@ def make_event(  # noqa: PLR0913 - one keyword for each thing known about a call
 def _series(names: Mapping[str, str], dimensions: Mapping[str, str | None]) -> str:
     merged = {**names, **{dimension: name for dimension, name in dimensions.items() if name is not None}}
     if not merged.keys() <= _KNOWN:
-        raise InvalidValue(sorted(merged.keys() - _KNOWN)[0], f"is not a dimension; there are {', '.join(DIMENSIONS)}")
+        raise InvalidValue(min(merged.keys() - _KNOWN), f"is not a dimension; there are {', '.join(DIMENSIONS)}")
     try:
         return series_key(*map(merged.get, DIMENSIONS))
     except TypeError:

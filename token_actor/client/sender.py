@@ -75,7 +75,7 @@ class Sender:
             waiting = len(self._buffer)
             if waiting == 1:
                 self._oldest_at = time.monotonic()
-            if waiting == 1 or waiting == self._settings.batch_events_max:
+            if waiting in {1, self._settings.batch_events_max}:
                 if self._thread is None:
                     self._start()
                 self._changed.notify_all()

@@ -24,7 +24,10 @@ class SyncFace(Questions):
         super().__init__(engine)
 
     def record(
-        self, input_tokens: int = 0, output_tokens: int = 0, **more: Any  # noqa: ANN401 - see make_event
+        self,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        **more: Any,  # noqa: ANN401 - see make_event
     ) -> None:
         """Record one call. Never waits for the network.
 
@@ -33,7 +36,9 @@ class SyncFace(Questions):
         goes before the client's own. Raises ``InvalidValue`` (a ``ValueError``) naming the argument,
         ``BufferFull`` when too much already waits for the log, ``ClosedError``.
         """
-        self._engine.record(make_event(self.client_names, input_tokens=input_tokens, output_tokens=output_tokens, **more))
+        self._engine.record(
+            make_event(self.client_names, input_tokens=input_tokens, output_tokens=output_tokens, **more)
+        )
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything recorded so far is in the log.

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from token_actor.core.columns import Int64s
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from token_actor.core.columns import Int64s
 
 SUMS: Final = (
     "input_tokens",

@@ -134,7 +134,7 @@ class Ledger:
     def _seen_by_id(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> tuple[list[int], list[int]]:
         """Return the events whose message id is known: with the same numbers, and with others."""
         assert columns.message_ids is not None
-        with_id = np.flatnonzero(np.not_equal(columns.message_ids, None))
+        with_id = np.flatnonzero(columns.message_ids != None)  # noqa: E711 - element by element
         if countable is not None:
             with_id = np.intersect1d(with_id, countable, assume_unique=True)
         if len(with_id) == 0:

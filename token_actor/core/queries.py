@@ -85,10 +85,10 @@ def _analytics(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dic
     span = _span(ledger, arguments)
     if span is None:
         rows = np.arange(len(ledger.series)) if rows is None else rows
-        values, names = ledger.counters[:, rows], COUNTERS
+        values, names = ledger.counters[:, rows], list(COUNTERS)
     else:
         rows, values = _summed_over(ledger, rows, span)
-        names = SUMS
+        names = list(SUMS)
     total = dict(zip(names, values.sum(axis=1).tolist(), strict=True))
     return {
         **_with_totals(total),

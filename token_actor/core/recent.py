@@ -13,12 +13,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from token_actor.core.columns import Int64s, grown
+from token_actor.core.columns import grown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from token_actor.core.columns import Int64s
 
 EVENTS_MAX: Final = 1_000_000  # about 100 bytes each
 _FIRST_CAPACITY: Final = 4096

@@ -39,9 +39,7 @@ def session_rows(ledger: Ledger, tenant: str, session: str) -> Int64s:
     return rows
 
 
-def session_figures(
-    ledger: Ledger, *, tenant: str, session: str, history_limit: int, now_ms: int
-) -> dict[str, Any]:
+def session_figures(ledger: Ledger, *, tenant: str, session: str, history_limit: int, now_ms: int) -> dict[str, Any]:
     """Return the figures of a session since its last reset, and its newest events.
 
     ``figures`` has the fields of ``analytics.SessionFigures`` but ``current_history_size``;

@@ -177,7 +177,7 @@ TIME_MS_MAX: Final = 2**62  # whatever a sender claims, the difference of two ti
 
 
 @lru_cache(maxsize=_SERIES_CACHED)
-def series_key(
+def series_key(  # noqa: PLR0913, PLR0917 - one argument for each dimension, in their order
     tenant: object = None,
     project: object = None,
     user: object = None,

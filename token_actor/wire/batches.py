@@ -53,7 +53,7 @@ _COUNT_FIELDS: Final = ("i", "u", "r", "w", "z")
 _FIELDS: Final = frozenset("vpoqnksiurwzcftdmg")
 _DTYPES: Final = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<i8"}
 _SAFE_ID_LENGTH: Final = 64  # characters; always within the bytes allowed
-_FLAGS_MASK: Final = EXACTNESS_MASK | UNPRICED
+_KNOWN_FLAGS: Final = np.uint8(EXACTNESS_MASK | UNPRICED)
 
 
 def encode_batch(events: Sequence[Event], *, producer: bytes, epoch: int, first_seq: int) -> bytes:
@@ -110,7 +110,7 @@ def decode_batch(batch: dict[str, Any], *, log_ms: int, entry: int) -> Columns:
         key_index=key_index,
         counts=np.stack([_integers(batch, field, count) for field in _COUNT_FIELDS]),
         cost=_integers(batch, "c", count),
-        flags=np.full(count, UNPRICED, np.uint8) if flags is None else np.frombuffer(flags, np.uint8) & _FLAGS_MASK,
+        flags=np.full(count, UNPRICED, np.uint8) if flags is None else np.frombuffer(flags, np.uint8) & _KNOWN_FLAGS,
         event_ms=np.full(count, log_ms) if batch.get("t") is None else batch["t"] + _integers(batch, "d", count),
         log_ms=np.full(count, log_ms),
         entry=np.full(count, entry),
@@ -127,7 +127,7 @@ def _check_frame(batch: dict[str, Any]) -> int:
     if batch.get("v") != BATCH_VERSION:
         raise BadEntry("version", f"batch version {batch.get('v')!r}; this program reads {BATCH_VERSION}")
     if not batch.keys() <= _FIELDS:
-        raise BadEntry("decode", f"unknown field {sorted(batch.keys() - _FIELDS)[0]!r}")
+        raise BadEntry("decode", f"unknown field {min(batch.keys() - _FIELDS)!r}")
     producer, keys = batch.get("p"), batch.get("k")
     if type(producer) is not bytes or len(producer) != PRODUCER_BYTES:
         raise BadEntry("decode", f"'p' must be {PRODUCER_BYTES} bytes")

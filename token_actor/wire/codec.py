@@ -7,13 +7,15 @@ decoders raise becomes one ``BadEntry``.
 from __future__ import annotations
 
 import json
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from token_actor.errors import BadEntry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 MESSAGE_BYTES_MAX: Final = 16 * 1024  # one event, command or question
@@ -37,7 +39,7 @@ def unpack(data: bytes, *, bytes_max: int) -> dict[str, Any]:
     try:
         value = msgpack.unpackb(data, strict_map_key=True, object_pairs_hook=_distinct, ext_hook=_no_extension)
     except _DECODE_ERRORS as error:
-        raise BadEntry("decode", f"not msgpack: {error or type(error).__name__}") from None
+        raise BadEntry("decode", f"not msgpack: {error!s}") from None
     return _map(value)
 
 

@@ -39,9 +39,16 @@ def event_of(fields: Mapping[str, Any]) -> Event:
         raise BadEntry("decode", f"unknown field {unknown[0]!r}")
     get = fields.get
     cost = cost_to_nanousd(get("cost_usd"))
+    input_tokens, output_tokens, cache_read, cache_write, reasoning = [
+        check_count(name, get(name, 0)) for name in COUNTS
+    ]
     return Event(
         _series_of(fields),
-        *[check_count(name, get(name, 0)) for name in COUNTS],
+        input_tokens,
+        output_tokens,
+        cache_read,
+        cache_write,
+        reasoning,
         cost or 0,
         check_exactness(get("exactness")) | (UNPRICED if cost is None else 0),
         timestamp_to_ms(get("timestamp")),

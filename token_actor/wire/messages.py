@@ -127,9 +127,7 @@ class Answer:
         error = message.get("error")
         try:
             problem = None if error is None else InvalidQuestion(error[0], error[1], reason=error[2])
-            return cls(
-                request_id=message["id"], epoch=message["epoch"], result=message.get("result"), problem=problem
-            )
+            return cls(request_id=message["id"], epoch=message["epoch"], result=message.get("result"), problem=problem)
         except (KeyError, TypeError, IndexError) as missing:
             raise BadEntry("decode", f"not an answer: {missing}") from None
 
@@ -199,7 +197,7 @@ def _message(data: bytes, fields: set[str]) -> dict[str, Any]:
     if message.get("v") != MESSAGE_VERSION:
         raise BadEntry("version", f"message version {message.get('v')!r}; this program reads {MESSAGE_VERSION}")
     if not message.keys() <= fields:
-        raise BadEntry("decode", f"unknown field {sorted(message.keys() - fields)[0]!r}")
+        raise BadEntry("decode", f"unknown field {min(message.keys() - fields)!r}")
     return message
 
 

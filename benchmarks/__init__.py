@@ -1,0 +1,1 @@
+"""Measurements, kept apart from the tests: figures depend on the machine, facts do not."""
