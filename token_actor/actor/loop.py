@@ -17,8 +17,8 @@ from token_actor.actor.snapshots import Position, write_snapshot
 from token_actor.core.queries import answer
 from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable, SetupError
 from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
+from token_actor.wire.entries import id_pair, log_ms_of
 from token_actor.wire.messages import ANSWER_FIELD, QUESTION_FIELD, Answer, Question
-from token_actor.wire.reads import id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,7 +15,7 @@ from token_actor.actor.snapshots import Manifest, Position, list_manifests, load
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.errors import SnapshotError
 from token_actor.transport.ports import FIRST, Connection, StreamState
-from token_actor.wire.reads import id_pair
+from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,8 +26,6 @@ from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, I
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from token_actor.core.sessions import Baseline
-
 FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "unpriced", "clamped", "inconsistent")
 COUNTERS: Final = (*SUMS, *FLAG_COUNTS, "duplicates")  # one int64 per series each
 _DUPLICATES: Final = COUNTERS.index("duplicates")
@@ -48,6 +46,15 @@ class Bounds:
     message_ids_max: int = MESSAGE_IDS_MAX
     recent_events_max: int = EVENTS_MAX
     retention_ms: Mapping[str, int] = field(default_factory=lambda: RETENTION_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Hold what a session had counted when it was reset: the next place, its time, and its sums."""
+
+    place: int
+    log_ms: int
+    sums: tuple[int, ...]
 
 
 class Ledger:

@@ -6,27 +6,19 @@ and the session is shown without what lies before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from token_actor.core.analytics import TREND_REQUESTS
+from token_actor.core.ledger import Baseline
 
 if TYPE_CHECKING:
     from token_actor.core.columns import Int64s
     from token_actor.core.ledger import Ledger
 
-TREND_REQUESTS: Final = 6  # the trend compares the last three requests with the three before
 _SUMS: Final = 4  # the first four counters are the token kinds
 _REQUESTS: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """Hold what a session had counted when it was reset: the next place, its time, and its sums."""
-
-    place: int
-    log_ms: int
-    sums: tuple[int, ...]
 
 
 _ZERO: Final = Baseline(0, 0, (0,) * (_REQUESTS + 1))
@@ -84,6 +76,8 @@ def _history(ledger: Ledger, places: Int64s, counts: Int64s, used: list[int]) ->
 def reset_session(ledger: Ledger, *, tenant: str, session: str) -> None:
     """Start the session anew: figures from zero, and its recent message ids forgotten."""
     rows = session_rows(ledger, tenant, session)
+    if len(rows) == 0:  # nothing to forget, and nothing to remember: resets are bounded by the sessions there are
+        return
     places = ledger.recent.newest(rows, len(ledger.recent))
     base = ledger.resets.get((tenant, session), _ZERO)
     ids = ledger.recent.column("message_id", places[places >= base.place])

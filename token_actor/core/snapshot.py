@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.core.ledger import Bounds, Ledger
-from token_actor.core.sessions import Baseline
+from token_actor.core.ledger import Baseline, Bounds, Ledger
 from token_actor.errors import SnapshotError
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from token_actor.wire.entries import Entry as Entry  # noqa: PLC0414, TC001 - part of the ports' vocabulary
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 # A stream entry: its id, and its fields as name, value, name, value, ... It is a pair to unpack and
 # not to change: a server's reply is passed on as it was parsed, so it may be a list of two.
-Entry: TypeAlias = "tuple[bytes, list[bytes]]"
 Outcome: TypeAlias = "bytes | int | ServerRefused | None"  # what one operation of a write came to
 
 FIRST = b"0-0"  # reads after this id start with the oldest entry

@@ -7,12 +7,13 @@ on whole reads. The order of the log is kept, because the first of two equal ids
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from token_actor.core.columns import Columns, Rejection, columns_of, joined
 from token_actor.errors import BadEntry, InvalidValue
 from token_actor.wire.batches import decode_batch
 from token_actor.wire.codec import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, unpack, unpack_json
+from token_actor.wire.entries import log_ms_of
 from token_actor.wire.events import event_of
 from token_actor.wire.messages import BATCH_FIELD, COMMAND_FIELD, EVENT_FIELD, JSON_FIELD, decode_command
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
     from token_actor.core.commands import Command
     from token_actor.core.usage import Event
+    from token_actor.wire.entries import Entry
 
-Entry: TypeAlias = "tuple[bytes, list[bytes]]"  # id, and fields as name, value, ...
-_FIELDS_PER_ENTRY = 2
+_FIELDS_PER_ENTRY: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +106,3 @@ def _only_field(fields: Sequence[bytes]) -> tuple[bytes, bytes]:
     if len(fields) != _FIELDS_PER_ENTRY:
         raise BadEntry("decode", f"must have one field, not {len(fields) // 2}")
     return fields[0], fields[1]
-
-
-def log_ms_of(entry_id: bytes) -> int:
-    """Return the log time of an entry: the millisecond part of its id."""
-    return int(entry_id.partition(b"-")[0])
-
-
-def id_pair(entry_id: bytes) -> tuple[int, int]:
-    """Return an entry id as a pair of ints, which compare as the server does."""
-    milliseconds, _, sequence = entry_id.partition(b"-")
-    return int(milliseconds), int(sequence or 0)
