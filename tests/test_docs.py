@@ -1,0 +1,70 @@
+"""The documents say what is so: examples run, and every command, setting, key and reason occurs in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from token_actor.client.settings import ClientSettings
+from token_actor.core.commands import COMMANDS
+from token_actor.core.queries import QUESTIONS
+from token_actor.service import ENVIRONMENT
+from token_actor.wire.events import EVENT_FIELDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+WIRE = (ROOT / "docs/wire.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+
+
+def test_the_python_of_the_readme_runs_and_prints_what_it_says(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    expected = re.findall(r"# (\d+|True|\(False, [\d.]+\))$", block, re.MULTILINE)
+    assert capsys.readouterr().out.split("\n")[:-1] == expected
+
+
+@pytest.mark.parametrize("document", sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/**/*.md")))
+def test_every_link_of_a_document_leads_somewhere(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert ROOT.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("name", sorted(EVENT_FIELDS))
+def test_every_field_of_an_event_is_in_the_wire_contract(name):
+    assert f"`{name}`" in WIRE
+
+
+@pytest.mark.parametrize("kind", [*QUESTIONS, *COMMANDS])
+def test_every_question_and_command_is_in_the_wire_contract(kind):
+    assert f"`{kind}`" in WIRE
+
+
+@pytest.mark.parametrize("setting", sorted(set(ClientSettings.__dataclass_fields__) - {"names"}))
+def test_every_setting_of_a_client_is_in_the_operations_guide(setting):
+    assert f"`{setting}`" in OPERATIONS
+
+
+@pytest.mark.parametrize("variable", ENVIRONMENT)
+def test_every_environment_variable_is_in_the_operations_guide(variable):
+    assert f"`{variable}`" in OPERATIONS
+
+
+def test_the_architecture_can_be_read_in_one_sitting():
+    assert len((ROOT / "docs/ARCHITECTURE.md").read_text().splitlines()) <= 150
+
+
+def test_every_module_of_the_package_is_in_the_code_map_by_its_layer():
+    architecture = (ROOT / "docs/ARCHITECTURE.md").read_text()
+    for path in (ROOT / "token_actor").iterdir():
+        if path.name.startswith("__") or path.suffix not in {"", ".py"}:
+            continue
+        assert f"`{path.name}{'/' if path.is_dir() else ''}`" in architecture, path.name
