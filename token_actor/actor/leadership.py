@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 class Leadership:
     """Take, keep and give back the lease of one partition. ``epoch`` is 0 until it is held."""
 
-    def __init__(self, connection: Connection, keys: Keys, *, holder: str, lease_ms: int) -> None:
+    def __init__(self, connection: Connection, keys: Keys, *, holder: str) -> None:
         """Prepare to lead as ``holder``, which names this process for people and is unique."""
         self.epoch = 0
         self._connection = connection
         self._keys = keys
         self._holder = holder
-        self._lease_ms = lease_ms
 
     @property
     def _value(self) -> bytes:
         return f"{self.epoch}:{self._holder}".encode()
 
-    def acquire(self) -> bool:
-        """Try once to take the lease; tell whether this process leads now. Does not wait."""
-        if self._connection.get(self._keys.leader) is not None:
-            return False
+    def acquire(self, lease_ms: int) -> bool:
+        """Try once to take the lease for ``lease_ms``; tell whether this process leads now. Does not wait."""
+        held = self._connection.get(self._keys.leader)
+        if held is not None:
+            return held == self._value  # ours, when the reply to an earlier attempt was lost
         (epoch,) = self._connection.write([Increment(key=self._keys.epoch)])
         if isinstance(epoch, ServerRefused):
             raise epoch
         assert isinstance(epoch, int), "a counter counts"
         self.epoch = epoch
-        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=self._lease_ms, only_if_absent=True)
+        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=lease_ms, only_if_absent=True)
         (outcome,) = self._connection.write([lease])
         if isinstance(outcome, ServerRefused):
             raise outcome
@@ -47,12 +47,12 @@ class Leadership:
             self.epoch = 0
         return outcome is not None
 
-    def renew(self) -> bool:
-        """Extend the lease; tell whether it is still this process's."""
+    def renew(self, lease_ms: int) -> bool:
+        """Let the lease run for ``lease_ms`` from now; tell whether it is still this process's."""
         if self._connection.get(self._keys.leader) != self._value:
             self.epoch = 0
             return False
-        self._connection.write([Expire(key=self._keys.leader, ttl_ms=self._lease_ms)])
+        self._connection.write([Expire(key=self._keys.leader, ttl_ms=lease_ms)])
         return True
 
     def release(self) -> None:

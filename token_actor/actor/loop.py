@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.leadership import Leadership
 from token_actor.actor.recovery import recover, replay
-from token_actor.actor.snapshots import Position, write_snapshot
+from token_actor.actor.snapshots import Position, drop_unfinished, write_snapshot
 from token_actor.core.queries import answer
 from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable, SetupError
 from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
@@ -43,8 +43,10 @@ log = logging.getLogger(__name__)
 class ActorSettings:
     """Hold the settings of an actor.
 
-    ``block_ms`` is the longest an idle read waits, and so the longest until a stop is noticed.
-    ``events_per_turn`` is aimed at, not guaranteed. ``drain_ms`` bounds the work after a stop.
+    ``lease_ms`` is how long the others wait for a leader that vanished; ``recovery_lease_ms`` while it
+    restores or saves its state and may be busy for longer. ``block_ms`` is the longest an idle read
+    waits, and so the longest until a stop is noticed. A snapshot is due after ``snapshot_every_ms`` or
+    ``snapshot_every_entries`` of the log. ``events_per_turn`` is aimed at, not guaranteed. ``drain_ms`` bounds the work after a stop.
     ``partitions`` is how many the namespace has; it is written down once, and another number refused.
     """
 
@@ -53,9 +55,11 @@ class ActorSettings:
     partitions: int = 1
     bounds: Bounds | None = None
     lease_ms: int = 2_000
+    recovery_lease_ms: int = 30_000
     block_ms: int = 250
     events_per_turn: int = 32_768
     snapshot_every_ms: int = 60_000
+    snapshot_every_entries: int = 1_000_000
     drain_ms: int = 3_000
 
 
@@ -78,13 +82,14 @@ class Actor:
         self._settings = settings
         self._keys = settings.keys
         self._clock = clock
-        self._leadership = Leadership(connection, self._keys, holder=settings.holder, lease_ms=settings.lease_ms)
+        self._leadership = Leadership(connection, self._keys, holder=settings.holder)
+        self._recovered = False
         self._unwritten: list[Operation] = []
         self._deferred: list[tuple[int, bytes, Question]] = []
         self._ask_offset = FIRST
         self._entries_per_read = 256
         self._snapshot: Iterator[None] | None = None
-        self._snapshot_number = 0
+        self._snapshot_number = 1
         self._snapshot_position = Position(offset=FIRST, entries=0)
         self._snapshot_due_ms = 0
         self._lease_due_ms = 0
@@ -99,7 +104,7 @@ class Actor:
         wait_ms = _RETRY_MS[0]
         while not self._clock.wait(0):
             try:
-                if self._setup():
+                if self._leads_on() or self._setup():
                     wait_ms = _RETRY_MS[0]
                     self._running()
                     self._teardown()
@@ -112,23 +117,36 @@ class Actor:
 
     # --- setup ---------------------------------------------------------------------------------
 
+    def _leads_on(self) -> bool:
+        """Tell whether the state and the lease outlived the loss of a connection."""
+        return self._recovered and bool(self._leadership.epoch) and self._leadership.renew(self._settings.lease_ms)
+
     def _setup(self) -> bool:
         """Become the leader and restore the state; tell whether that was possible."""
+        self._recovered = False
         self._check_partitions()
-        if not self._leadership.acquire():
+        if not self._leadership.acquire(self._settings.recovery_lease_ms):
             return False
         log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
         self._unwritten, self._deferred, self._snapshot = [], [], None
         self._lease_due_ms = 0
         self._state = recover(self._connection, self._keys, self._settings.bounds)
         self._snapshot_position = self._state.position
-        self._snapshot_number = 0
+        self._snapshot_number = 1
+        newest = self._state.manifest
+        drop_unfinished(
+            self._connection,
+            self._keys,
+            after=FIRST if newest is None else newest.snapshot_id,
+            epoch=self._leadership.epoch,
+        )
         self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
         replay(self._connection, self._keys, self._state, epoch=self._leadership.epoch, on_read=self._replayed)
         log.info(
             "Recovered",
             extra={"action": "recovered", "offset": self._state.position.offset.decode(), "events": self._events},
         )
+        self._recovered = True
         return True
 
     def _check_partitions(self) -> None:
@@ -146,7 +164,7 @@ class Actor:
         del entries
         self._tell(folded)
         self._write()
-        self._keep_lease()
+        self._keep_lease(self._settings.recovery_lease_ms)
 
     @property
     def _events(self) -> int:
@@ -157,16 +175,15 @@ class Actor:
     def _running(self) -> None:
         while self._leadership.epoch and not self._clock.wait(0):
             self._turn(self._settings.block_ms)
-            self._keep_lease()
+            self._keep_lease(self._settings.lease_ms)
             self._step_snapshot()
 
     def _turn(self, block_ms: int | None) -> int:
         """Read, fold, answer, write; return how many entries were read."""
-        busy = self._snapshot is not None or bool(self._unwritten)
         read = self._connection.read(
             {self._keys.log: self._state.position.offset, self._keys.ask: self._ask_offset},
             count=self._entries_per_read,
-            block_ms=None if busy else block_ms,
+            block_ms=block_ms if self._snapshot is None else None,
         )
         entries = read.get(self._keys.log, [])
         if entries:
@@ -267,24 +284,24 @@ class Actor:
                 kept.append(operation)
         self._unwritten = list(kept)
 
-    def _keep_lease(self) -> None:
+    def _keep_lease(self, lease_ms: int) -> None:
         ticks_ms = self._clock.ticks_ms()
         if ticks_ms >= self._lease_due_ms:
             self._lease_due_ms = ticks_ms + self._settings.lease_ms // 4
-            if not self._leadership.renew():
+            if not self._leadership.renew(lease_ms):
                 log.warning("Lost the lease", extra={"action": "lease_lost"})
 
     def _step_snapshot(self) -> None:
         """Do the next piece of a snapshot, if one is under way or due."""
         if self._snapshot is None:
-            due = self._clock.ticks_ms() >= self._snapshot_due_ms
+            entries = self._state.position.entries - self._snapshot_position.entries
+            due = self._clock.ticks_ms() >= self._snapshot_due_ms or entries >= self._settings.snapshot_every_entries
             if not due or self._unwritten or self._state.position == self._snapshot_position:
                 return
             self._begin_snapshot()
         self._advance_snapshot()
 
     def _begin_snapshot(self) -> None:
-        self._snapshot_number += 1
         self._pending_position = self._state.position
         self._snapshot = write_snapshot(
             self._connection,
@@ -302,9 +319,13 @@ class Actor:
             next(self._snapshot)
         except StopIteration:
             self._snapshot_position = self._pending_position
+            self._snapshot_number += 1
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self._snapshot_position.offset.decode()})
         except ServerRefused as refused:
             log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
+        except ServerUnavailable:
+            self._snapshot = None  # what was written of it is overwritten by the next one
+            raise
         else:
             return True
         self._snapshot = None
@@ -319,11 +340,11 @@ class Actor:
             return
         deadline_ms = self._clock.ticks_ms() + self._settings.drain_ms
         while self._turn(block_ms=None) and self._clock.ticks_ms() < deadline_ms:
-            self._keep_lease()
+            self._keep_lease(self._settings.recovery_lease_ms)
         self._snapshot = None
         if self._state.position != self._snapshot_position and not self._unwritten:
             self._begin_snapshot()
             while self._advance_snapshot():
-                self._keep_lease()
+                self._keep_lease(self._settings.recovery_lease_ms)
         self._leadership.release()
         log.info("Stopped", extra={"action": "stopped", "offset": self._state.position.offset.decode()})

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core import snapshot
 from token_actor.errors import BadEntry, ServerRefused, SnapshotError
-from token_actor.transport.ports import Append, Connection, Delete, DeleteEntries, Put, TrimBelow
+from token_actor.transport.ports import Append, Connection, Delete, DeleteEntries, Outcome, Put, TrimBelow
 from token_actor.wire.codec import pack, pack_state, unpack, unpack_state
+from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,6 +128,23 @@ def drop_old(connection: Connection, keys: Keys) -> None:
         _must(connection.write([TrimBelow(key=keys.log, entry_id=oldest.position.offset)]))
 
 
+def drop_unfinished(connection: Connection, keys: Keys, *, after: bytes, epoch: int) -> None:
+    """Delete the chunks that earlier leaders wrote without coming to a manifest.
+
+    ``after`` is the id of the newest manifest. A leader numbers its snapshots from 1 and uses a
+    number again when it failed, so each leader since can have left at most one behind.
+    """
+    last_epoch, last_number = id_pair(after)
+    for past in range(last_epoch, epoch):
+        number = last_number + 1 if past == last_epoch else 1
+        index = 0
+        there: Outcome = 1
+        while there:
+            chunk = keys.chunk(f"{past}-{number}".encode(), index)
+            (there,) = _must(connection.write([Delete(keys=[chunk])]))
+            index += 1
+
+
 def list_manifests(connection: Connection, keys: Keys) -> list[Manifest]:
     """Return the manifests that can be read, newest first; a damaged one is logged and left out."""
     manifests = []
@@ -159,7 +177,8 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
 
 
-def _must(outcomes: Sequence[object]) -> None:
+def _must(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
     for outcome in outcomes:
         if isinstance(outcome, ServerRefused):
             raise outcome
+    return outcomes
