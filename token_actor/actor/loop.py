@@ -10,15 +10,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from token_actor.actor.asked import AskedQuestions
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.leadership import Leadership
 from token_actor.actor.recovery import recover, replay
 from token_actor.actor.snapshots import Position, drop_unfinished, write_snapshot
 from token_actor.core.queries import answer
-from token_actor.errors import BadEntry, InvalidValue, ServerRefused, ServerUnavailable, SetupError
+from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, ServerUnavailable, SetupError
 from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
-from token_actor.wire.entries import id_pair, log_ms_of
-from token_actor.wire.messages import ANSWER_FIELD, QUESTION_FIELD, Answer, Question
+from token_actor.wire.messages import ANSWER_FIELD, Answer, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 INBOX_TTL_MS: Final = 60_000  # an answer that nobody fetched within a minute has nobody waiting
 INBOX_LENGTH_MAX: Final = 1_000
 DEAD_LENGTH_MAX: Final = 10_000
-DEFERRED_MAX: Final = 10_000  # questions waiting for an entry of the log that has not been read yet
-DEFERRED_MS_MAX: Final = 60_000
 _ENTRIES_MIN, _ENTRIES_MAX = 16, 4096  # per read: enough to amortise numpy, few enough to stay responsive
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection: the first wait, and the longest
 
@@ -46,7 +44,8 @@ class ActorSettings:
     ``lease_ms`` is how long the others wait for a leader that vanished; ``recovery_lease_ms`` while it
     restores or saves its state and may be busy for longer. ``block_ms`` is the longest an idle read
     waits, and so the longest until a stop is noticed. A snapshot is due after ``snapshot_every_ms`` or
-    ``snapshot_every_entries`` of the log. ``events_per_turn`` is aimed at, not guaranteed. ``drain_ms`` bounds the work after a stop.
+    ``snapshot_every_entries`` of the log. ``events_per_turn`` is aimed at, not guaranteed.
+    ``drain_ms`` bounds the work after a stop.
     ``partitions`` is how many the namespace has; it is written down once, and another number refused.
     """
 
@@ -85,7 +84,7 @@ class Actor:
         self._leadership = Leadership(connection, self._keys, holder=settings.holder)
         self._recovered = False
         self._unwritten: list[Operation] = []
-        self._deferred: list[tuple[int, bytes, Question]] = []
+        self._asked = AskedQuestions()
         self._ask_offset = FIRST
         self._entries_per_read = 256
         self._snapshot: Iterator[None] | None = None
@@ -128,7 +127,7 @@ class Actor:
         if not self._leadership.acquire(self._settings.recovery_lease_ms):
             return False
         log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
-        self._unwritten, self._deferred, self._snapshot = [], [], None
+        self._unwritten, self._asked, self._snapshot = [], AskedQuestions(), None
         self._lease_due_ms = 0
         self._state = recover(self._connection, self._keys, self._settings.bounds)
         self._snapshot_position = self._state.position
@@ -191,8 +190,9 @@ class Actor:
         questions = read.get(self._keys.ask, [])
         if questions:
             self._ask_offset = questions[-1][0]
-            self._take(questions)
-        self._answer_deferred()
+            self._asked.take(questions, self._clock.ticks_ms())
+        for asked in self._asked.ready(self._state.position.offset, self._clock.ticks_ms()):
+            self._reply(asked.question.client, self._answer(asked.question, asked.asked_ms))
         if questions:
             self._unwritten.append(TrimBelow(key=self._keys.ask, entry_id=self._ask_offset))
         self._write()
@@ -227,36 +227,16 @@ class Actor:
         self._unwritten.append(Append(key=inbox, fields=fields, length_max=INBOX_LENGTH_MAX))
         self._unwritten.append(Expire(key=inbox, ttl_ms=INBOX_TTL_MS))
 
-    def _take(self, entries: Sequence[Entry]) -> None:
-        """Decode questions; one that cannot be read has nobody to answer to, and is logged."""
-        expires_ms = self._clock.ticks_ms() + DEFERRED_MS_MAX
-        for entry_id, fields in entries:
-            try:
-                if len(fields) != 2 or fields[0] != QUESTION_FIELD:  # noqa: PLR2004 - a name and a value
-                    raise BadEntry("decode", "must have one field, 'q'")  # noqa: TRY301 - one ladder
-                self._deferred.append((expires_ms, entry_id, Question.decode(fields[1])))
-            except BadEntry as bad:
-                log.warning("A question cannot be read", extra={"action": "bad_question", "problem": str(bad)})
-        del self._deferred[:-DEFERRED_MAX]
-
-    def _answer_deferred(self) -> None:
-        """Answer every question whose log entries have been folded; keep the others waiting."""
-        offset = id_pair(self._state.position.offset)
-        ticks_ms = self._clock.ticks_ms() if self._deferred else 0
-        waiting = []
-        for expires_ms, entry_id, question in self._deferred:
-            if question.after is None or id_pair(question.after) <= offset:
-                self._reply(question.client, self._answer(question, log_ms_of(entry_id)))
-            elif ticks_ms < expires_ms:
-                waiting.append((expires_ms, entry_id, question))
-        self._deferred = waiting
-
     def _answer(self, question: Question, asked_ms: int) -> Answer:
         epoch = self._leadership.epoch
         try:
             result = answer(self._state.ledger, question.kind, question.arguments, asked_ms)
         except InvalidValue as problem:
             return Answer(request_id=question.request_id, epoch=epoch, problem=problem)
+        except Exception:  # a question changes nothing, so a fault of ours in one must not stop the others
+            log.exception("A question failed", extra={"action": "question_failed", "kind": question.kind})
+            fault = InvalidQuestion("kind", "could not be answered; the actor's log says why", reason="internal")
+            return Answer(request_id=question.request_id, epoch=epoch, problem=fault)
         if question.kind in _WITH_POSITION:
             result = {**result, **self._own_status()}
         return Answer(request_id=question.request_id, epoch=epoch, result=result)

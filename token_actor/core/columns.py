@@ -84,6 +84,36 @@ class Columns:
         """Return the number of events."""
         return len(self.key_index)
 
+    def split(self, event: int) -> tuple[Columns, Columns]:
+        """Return the events before ``event``, which begins an entry, and those from it on."""
+        key = int(self.key_index[event:].min())
+        return self._part(slice(0, event), slice(0, key)), self._part(slice(event, None), slice(key, None))
+
+    def _part(self, events: slice, keys: slice) -> Columns:
+        start = events.start
+        return Columns(
+            keys=self.keys[keys],
+            key_index=self.key_index[events] - keys.start,
+            counts=self.counts[:, events],
+            cost=self.cost[events],
+            flags=self.flags[events],
+            event_ms=self.event_ms[events],
+            log_ms=self.log_ms[events],
+            entry=self.entry[events],
+            runs=[
+                replace(run, start=run.start - start, stop=run.stop - start)
+                for run in self.runs
+                if start <= run.start < (len(self) if events.stop is None else events.stop)
+            ],
+            message_ids=None if self.message_ids is None else self.message_ids[events],
+            tags=None if self.tags is None else self.tags[events],
+            problems={
+                event - start: problem
+                for event, problem in self.problems.items()
+                if start <= event < (len(self) if events.stop is None else events.stop)
+            },
+        )
+
     def rejection(self, event: int, reason: str, detail: str) -> Rejection:
         """Return the rejection of one event."""
         position = event - int(np.searchsorted(self.entry, self.entry[event], side="left"))

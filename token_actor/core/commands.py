@@ -47,7 +47,7 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> dict[str, Any]:
     operation = COMMANDS.get(command.operation)
     if operation is None:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
-    ledger.log_ms = max(ledger.log_ms, log_ms)
+    ledger.advance(log_ms)
     answer = operation(ledger, command)
     ledger.answers[(command.client, command.request_id)] = answer
     if len(ledger.answers) > ANSWERS_MAX:

@@ -73,11 +73,14 @@ class FrameSet:
         self._waiting_events = 0
         self._log_ms = 0
 
-    def add(self, rows: Int64s, event_ms: Int64s, values: Int64s, log_ms: int) -> None:
+    def advance(self, log_ms: int) -> None:
+        """Take note of the log time, which decides what is too old to be kept."""
+        self._log_ms = log_ms
+
+    def add(self, rows: Int64s, event_ms: Int64s, values: Int64s) -> None:
         """Take events: their rows, times, and ``values`` of shape (7, n); not copied until folded."""
         self._waiting.append((rows, event_ms, values))
         self._waiting_events += len(rows)
-        self._log_ms = max(self._log_ms, log_ms)
         if self._waiting_events >= WAITING_MAX:
             self.fold()
 
@@ -165,6 +168,13 @@ class FrameSet:
             resolution: sum((part.sums.sum(axis=1) for parts in frames.values() for part in parts), dropped)
             for (resolution, frames), dropped in zip(self._frames.items(), self._dropped.values(), strict=True)
         }
+
+    def renumber(self, new_rows: Int64s) -> None:
+        """Take over new row numbers, ``new_rows[old]``; rows may have become one."""
+        self.fold()
+        for frames in self._frames.values():
+            for parts in frames.values():
+                parts[:] = [Frame(*summed_by(new_rows[part.rows], part.sums)) for part in parts]
 
     def dump(self) -> dict[str, Any]:
         """Return the state: per resolution the starts, lengths, rows and sums of its frames, and ``dropped``."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from token_actor.core.columns import Bools, Columns, Int64s, Rejection, grown
 from token_actor.core.dedupe import MESSAGE_IDS_MAX, PRODUCERS_MAX, MessageIds, ProducerMarks
+from token_actor.core.folding import FOLD_ABOVE, FOLD_DOWN_TO, fold_idle_sessions
 from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
 from token_actor.core.recent import EVENTS_MAX, RecentEvents
 from token_actor.core.series import NAMES_MAX, ROWS_MAX, SeriesTable
@@ -33,6 +34,7 @@ _DUPLICATES: Final = COUNTERS.index("duplicates")
 PAST_MS_MAX: Final = 35 * 86_400_000  # an event may claim to be this much older than its log entry
 FUTURE_MS_MAX: Final = 5 * 60_000  # or this much younger: clocks of hosts differ
 _FIRST_CAPACITY: Final = 1024
+_HOUR_MS: Final = 3_600_000
 _MIX: Final = np.int64(0x9E3779B97F4A7C15 - (1 << 64))  # 2^64 / golden ratio: spreads small numbers over 64 bits
 
 
@@ -70,6 +72,7 @@ class Ledger:
     def __init__(self, bounds: Bounds | None = None) -> None:
         """Start empty."""
         bounds = bounds or Bounds()
+        self._rows_max = bounds.rows_max
         self.series = SeriesTable(rows_max=bounds.rows_max, names_max=bounds.names_max)
         self.producers = ProducerMarks(producers_max=bounds.producers_max)
         self.message_ids = MessageIds(ids_max=bounds.message_ids_max)
@@ -85,7 +88,24 @@ class Ledger:
         self.log_ms = 0
 
     def apply(self, columns: Columns) -> list[Rejection]:
-        """Count the events of one read; return what of them cannot be counted."""
+        """Count the events of one read, at least one; return what of them cannot be counted."""
+        if len(self.series) + len(columns.keys) > self._rows_max * FOLD_ABOVE:
+            hours = self._log_times(columns) // _HOUR_MS
+            begins = int(np.searchsorted(hours, self.log_ms // _HOUR_MS, side="right"))
+            if begins < len(columns):
+                return self._apply_over_the_hour(columns, begins)
+        return self._apply(columns)
+
+    def _apply_over_the_hour(self, columns: Columns, begins: int) -> list[Rejection]:
+        """Count the events before a new hour of the log, fold idle sessions, and count the others."""
+        before, after = columns.split(begins)
+        rejections = self._apply(before) if begins else []
+        if len(self.series) > self._rows_max * FOLD_ABOVE:
+            fold_idle_sessions(self, int(self._rows_max * FOLD_DOWN_TO))
+        self.advance(int(after.log_ms[0]))
+        return rejections + self.apply(after)
+
+    def _apply(self, columns: Columns) -> list[Rejection]:
         rows, bad_keys = self.series.resolve(columns.keys)
         self._make_room(len(self.series))
         rows = rows[columns.key_index]
@@ -110,6 +130,16 @@ class Ledger:
         self._count(columns, rows, countable)
         self.reject(rejections)
         return rejections
+
+    def advance(self, log_ms: int) -> None:
+        """Move the log time forward to ``log_ms``; it never moves back."""
+        self.log_ms = max(self.log_ms, log_ms)
+        self.frames.advance(self.log_ms)
+
+    def _log_times(self, columns: Columns) -> Int64s:
+        """Return the log time of each event, which never lies before that of an earlier one."""
+        times: Int64s = np.maximum.accumulate(np.maximum(columns.log_ms, self.log_ms))
+        return times
 
     def reject(self, rejections: Iterable[Rejection]) -> None:
         """Count what cannot be applied, by reason."""
@@ -150,7 +180,7 @@ class Ledger:
         for count in columns.counts[:, with_id]:
             prints = (prints + count) * _MIX
         ids = self.scoped_ids(rows[with_id], columns.message_ids[with_id].tolist())
-        log_ms = np.maximum.accumulate(np.maximum(columns.log_ms, self.log_ms))[with_id]
+        log_ms = self._log_times(columns)[with_id]
         known, conflicts = self.message_ids.see(ids, prints.tolist(), log_ms.tolist())
         return with_id[known].tolist(), with_id[conflicts].tolist()
 
@@ -166,8 +196,8 @@ class Ledger:
 
     def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
         """Add the countable events (indices; ``None`` means all) to counters, frames and recent."""
-        log_ms = np.maximum.accumulate(np.maximum(columns.log_ms, self.log_ms))
-        self.log_ms = int(log_ms[-1]) if len(log_ms) else self.log_ms
+        log_ms = self._log_times(columns)
+        self.advance(int(log_ms[-1]))
         picked: Int64s | slice = slice(None) if countable is None else countable
         rows = rows[picked]
         if len(rows) == 0:
@@ -185,7 +215,7 @@ class Ledger:
                 np.add.at(counter, rows, value)
         self._count_flags(rows, flags)
         self._note_times(rows, log_ms, counts)
-        self.frames.add(rows, event_ms, values, self.log_ms)
+        self.frames.add(rows, event_ms, values)
         self.recent.append(
             rows,
             {

@@ -71,7 +71,7 @@ class RecentEvents:
         ``values`` maps ``event_ms``, ``log_ms``, ``cost``, ``flags``, ``counts``, ``message_id`` and
         ``tags`` to arrays; the last two may be ``None``, when no event has one.
         """
-        previous = self._link(rows)
+        previous = self._link(rows, self.next_place)
         self.next_place += len(rows)
         self._make_room(len(self))
         kept = min(len(rows), self._events_max)
@@ -79,12 +79,15 @@ class RecentEvents:
         for name, value in (("row", rows), ("previous", previous), *values.items()):
             self._columns[name][..., at] = None if value is None else value[..., len(rows) - kept :]
 
-    def _link(self, rows: Int64s) -> Int64s:
-        """Return the place of the event before each event in its series, and note the last ones."""
+    def _link(self, rows: Int64s, first_place: int) -> Int64s:
+        """Return the place of the event before each event in its series, and note the last ones.
+
+        The events have the places from ``first_place`` on.
+        """
         self._know_row(int(rows.max()))
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        places = order + self.next_place
+        places = order + first_place
         first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
         before = np.concatenate(([_NOWHERE], places[:-1]))
         previous = np.empty(len(rows), dtype=np.int64)
@@ -193,6 +196,16 @@ class RecentEvents:
 
     def _tokens(self, places: Int64s) -> int:
         return int(self._columns["counts"][:4, self._index(places)].sum())
+
+    def renumber(self, new_rows: Int64s) -> None:
+        """Take over new row numbers, ``new_rows[old]``, and chain the kept events anew."""
+        places = np.arange(self.first_place, self.next_place)
+        rows = new_rows[self.column("row", places)]
+        self._last_of_row = np.full(0, _NOWHERE, dtype=np.int64)
+        at = self._index(places)
+        self._columns["row"][at] = rows
+        if len(places):
+            self._columns["previous"][at] = self._link(rows, self.first_place)
 
     def dump(self, rows: int) -> dict[str, Any]:
         """Return the state: the kept events in order, and the last place of each of ``rows`` series."""

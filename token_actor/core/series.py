@@ -4,13 +4,15 @@ A series key is the seven names joined by a control character that no name can h
 canonical, hashes once, and is checked only when it is seen for the first time.
 
 Bounds: names that nobody can bound (a million models, users, agents) are folded into ``__other__``
-once a dimension is full, so totals stay exact. Sessions come and go for ever; when the rows run
-out, new ones fold into ``__other__`` sessions, then agents, and so on.
+once a dimension is full, so totals stay exact. Sessions come and go for ever: the idle ones are
+folded in time (see ``folding``); should the rows run out all the same, new ones are counted under
+``__other__`` sessions, then agents, and so on.
 """
 
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,7 +22,7 @@ from token_actor.core.usage import DIMENSIONS, SEPARATOR, check_series_key
 from token_actor.errors import InvalidQuestion, InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 OTHER: Final = "__other__"
 ROWS_MAX: Final = 1_000_000  # about 0.5 KB each with counters, key and indexes: 0.5 GB at the most
@@ -159,11 +161,26 @@ class SeriesTable:
         """Return the seven names of a row by dimension; an absent one is ``""``."""
         return dict(zip(DIMENSIONS, self.keys[row].split(SEPARATOR), strict=True))
 
-    def restore(self, keys: Iterable[str]) -> None:
-        """Fill an empty table with the keys of a snapshot, in row order."""
-        assert not self.keys, "only an empty table can be restored"
-        for key in keys:
-            self._add(key.split(SEPARATOR))
+    def code(self, dimension: str, name: str) -> int | None:
+        """Return the code of a name, ``None`` when no row has it."""
+        return self._code_of[DIMENSIONS.index(dimension)].get(name)
+
+    def replace(self, keys: Sequence[str]) -> None:
+        """Forget everything and take over distinct, checked keys, in row order."""
+        self.keys = list(keys)
+        self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
+        self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
+        columns = zip(*(key.split(SEPARATOR) for key in keys), strict=True) if keys else ((),) * len(DIMENSIONS)
+        for place, column in enumerate(columns):
+            names = list(dict.fromkeys(column))
+            code_of = dict(zip(names, range(len(names)), strict=True))
+            codes = np.fromiter(map(code_of.__getitem__, column), dtype=np.int32, count=len(keys))
+            by_code = np.argsort(codes, kind="stable").astype(np.int32)
+            starts = np.searchsorted(codes[by_code], np.arange(len(names) + 1)).tolist()
+            self.codes[place, : len(keys)] = codes
+            self.names[place] = names
+            self._code_of[place] = code_of
+            self._rows_with[place] = [array("i", by_code[start:stop].tobytes()) for start, stop in pairwise(starts)]
 
 
 def check_selector(selector: object) -> dict[str, str]:

@@ -45,8 +45,7 @@ def restore(state: Mapping[str, Any], bounds: Bounds | None = None) -> Ledger:
         raise SnapshotError(message)
     ledger = Ledger(bounds)
     ledger.log_ms = state["log_ms"]
-    if state["series"]:
-        ledger.series.restore(state["series"].split(_BETWEEN_KEYS))
+    ledger.series.replace(state["series"].split(_BETWEEN_KEYS) if state["series"] else [])
     for name in _ROW_ARRAYS:
         setattr(ledger, name, state[name].copy())
     ledger.producers.restore(state["producers"])

@@ -103,8 +103,7 @@ def decode_batch(batch: dict[str, Any], *, log_ms: int, entry: int) -> Columns:
     if flags is not None and (type(flags) is not bytes or len(flags) != count):
         raise BadEntry("decode", "'f' must be one byte per event")
     key_index = _integers(batch, "s", count)
-    if count and int(key_index.max()) >= len(batch["k"]):
-        raise BadEntry("decode", "'s' points behind the end of 'k'")
+    _check_key_index(key_index, len(batch["k"]))
     columns = Columns(
         keys=batch["k"],
         key_index=key_index,
@@ -151,6 +150,13 @@ def _integers(batch: dict[str, Any], field: str, count: int) -> Int64s:
     if type(data) is not bytes or len(data) % count or len(data) // count not in _DTYPES:
         raise BadEntry("decode", f"{field!r} must be {count} integers of 1, 2, 4 or 8 bytes")
     return np.frombuffer(data, dtype=_DTYPES[len(data) // count]).astype(np.int64)
+
+
+def _check_key_index(key_index: Int64s, keys: int) -> None:
+    """Refuse an index into nothing, and a key without an event, which would be a series of nothing."""
+    in_range = int(key_index.min()) >= 0 and int(key_index.max()) < keys
+    if not in_range or not np.bincount(key_index, minlength=keys).all():
+        raise BadEntry("decode", "'s' must use every key of 'k', and nothing else")
 
 
 def _check_ranges(columns: Columns) -> None:

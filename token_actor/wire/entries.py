@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import re
+from typing import Final, TypeAlias
 
 Entry: TypeAlias = "tuple[bytes, list[bytes]]"  # its id, and its fields as name, value, name, value, ...
+
+_ENTRY_ID: Final = re.compile(rb"\d{1,19}-\d{1,19}")  # two numbers of at most 64 bits
+
+
+def is_entry_id(value: object) -> bool:
+    """Tell whether ``value`` is the id of an entry."""
+    return type(value) is bytes and _ENTRY_ID.fullmatch(value) is not None
 
 
 def log_ms_of(entry_id: bytes) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from token_actor.core.commands import Command
 from token_actor.errors import BadEntry, InvalidQuestion, InvalidValue
 from token_actor.wire.codec import MESSAGE_BYTES_MAX, pack, unpack
+from token_actor.wire.entries import is_entry_id
 from token_actor.wire.events import event_of
 from token_actor.wire.keys import check_client
 
@@ -62,7 +63,7 @@ class Question:
         """Return the question that the bytes are. Raises ``BadEntry``."""
         message = _message(data, {"v", "id", "client", "kind", "args", "after"})
         after = message.get("after")
-        if after is not None and type(after) is not bytes:
+        if after is not None and not is_entry_id(after):
             raise BadEntry("decode", "'after' must be an entry id")
         return cls(
             request_id=_text(message, "id"),
