@@ -35,6 +35,8 @@ EXACTNESS: Final = ("exact", "estimated", "lower_bound", "aborted")
 
 _SERIES_CACHED: Final = 16_384  # keys made by series_key; a process reports far fewer
 
+TIME_MS_MAX: Final = 2**62  # whatever a sender claims, the difference of two times fits an int64
+
 # Flag bits of one event. The two low bits are the index into EXACTNESS.
 EXACTNESS_MASK: Final = 0b11
 UNPRICED: Final = 1 << 2
@@ -72,7 +74,7 @@ def check_count(field: str, value: object) -> int:
     if type(value) is not int:
         raise InvalidValue(field, f"must be an int, not {_shown(value)}", reason="type")
     if not 0 <= value <= TOKENS_MAX:
-        raise InvalidValue(field, f"must be between 0 and {TOKENS_MAX}, not {value}")
+        raise InvalidValue(field, f"must be between 0 and {TOKENS_MAX}, not {_shown(value)}")
     return value
 
 
@@ -151,11 +153,11 @@ def cost_to_nanousd(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         raise InvalidValue("cost_usd", f"must be a decimal string or a number, not {_shown(value)}", reason="type")
     try:
-        amount = Decimal(str(value))
+        amount = Decimal(value) if isinstance(value, int) else Decimal(str(value))
     except InvalidOperation:
         raise InvalidValue("cost_usd", f"must be a decimal number, not {_shown(value)}", reason="type") from None
     if not amount.is_finite():
-        raise InvalidValue("cost_usd", f"must be finite, not {value}", reason="type")
+        raise InvalidValue("cost_usd", f"must be finite, not {_shown(value)}", reason="type")
     if not 0 <= amount <= COST_NANOUSD_MAX // NANO_PER_USD:
         raise InvalidValue("cost_usd", f"must be between 0 and {COST_NANOUSD_MAX // NANO_PER_USD}, not {_shown(value)}")
     return int((amount * NANO_PER_USD).to_integral_value())
@@ -168,12 +170,10 @@ def seconds_to_ms(field: str, value: object) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidValue(field, f"must be unix seconds, not {_shown(value)}", reason="type")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise InvalidValue(field, "must be finite", reason="type")
-    return max(-TIME_MS_MAX, min(TIME_MS_MAX, int(value * 1000)))
-
-
-TIME_MS_MAX: Final = 2**62  # whatever a sender claims, the difference of two times fits an int64
+    most = TIME_MS_MAX // 1000
+    return int(max(-most, min(most, value)) * 1000)
 
 
 @lru_cache(maxsize=_SERIES_CACHED)
@@ -222,5 +222,7 @@ def _fits(text: str, bytes_max: int) -> bool:
 
 
 def _shown(value: object) -> str:
+    if type(value) is int and value.bit_length() > TOKENS_MAX.bit_length() * 2:
+        return "a huge int"  # Python refuses to write out the largest ones
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - one line of an error message

@@ -98,6 +98,8 @@ def decode_read(entries: Sequence[Entry]) -> DecodedRead:
             read.rejections.append(Rejection(place, None, bad.reason, bad.detail))
         except InvalidValue as problem:
             read.rejections.append(Rejection(place, None, problem.reason, str(problem)))
+        except Exception as fault:  # noqa: BLE001 - a fault of ours in one entry must not stop the log for ever
+            read.rejections.append(Rejection(place, None, "internal", repr(fault)))
     read.steps += segment.closed()
     return read
 
