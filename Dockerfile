@@ -6,7 +6,7 @@ COPY requirements/ requirements/
 RUN python -m venv /app \
  && /app/bin/pip install --no-cache-dir --require-hashes -r requirements/runtime.lock \
  && pip install --no-cache-dir --require-hashes -r requirements/build.lock
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY token_actor/ token_actor/
 COPY workers/ workers/
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \

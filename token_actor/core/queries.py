@@ -196,7 +196,7 @@ def _window(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[s
 
 def _session(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """Show one session as a TokenManager does."""
-    names = check_selector({"tenant": DEFAULT_TENANT, **arguments.get("selector", {})})
+    names = {"tenant": DEFAULT_TENANT, **check_selector(arguments.get("selector", {}))}
     if set(names) != {"tenant", "session"}:
         raise InvalidQuestion("selector", "must name a session, may name its tenant, and nothing else")
     limit = _whole(arguments, "limit", default=0, least=0, most=HISTORY_MAX)
@@ -252,7 +252,7 @@ def _span(ledger: Ledger, arguments: Mapping[str, Any]) -> tuple[int, int] | Non
     since_ms = 0 if arguments.get("since_ms") is None else _whole(arguments, "since_ms", default=0, least=0)
     open_end = ledger.log_ms + FUTURE_MS_MAX
     until_ms = open_end if arguments.get("until_ms") is None else _whole(arguments, "until_ms", default=0, least=0)
-    if since_ms > max(until_ms, open_end) or since_ms >= until_ms:
+    if since_ms >= until_ms:
         raise InvalidQuestion("since", "must lie before until")
     return _aligned(ledger, since_ms, up=False), _aligned(ledger, min(until_ms, open_end), up=True)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from token_actor.core.columns import Int32s, Int64s, grown
-from token_actor.core.usage import DIMENSIONS, SEPARATOR, check_series_key
+from token_actor.core.usage import DIMENSIONS, RESERVED_PREFIX, SEPARATOR, check_series_key
 from token_actor.errors import InvalidQuestion, InvalidValue
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class SeriesTable:
         self._rows_max = rows_max
         self._names_max = [names_max[dimension] for dimension in DIMENSIONS]
         self._row_of: dict[str, int] = {}
+        self._row_of_other: dict[str, int] = {}  # keys with a name of our own, which no sender may use
         self._code_of: list[dict[str, int]] = [{} for _ in DIMENSIONS]
         self._rows_with: list[list[array[int]]] = [[] for _ in DIMENSIONS]
 
@@ -94,7 +95,8 @@ class SeriesTable:
                 names[place] = OTHER
         room = self._rows_max - int(self._rows_max * ROWS_KEPT_FOR_OTHER)
         for dimension in _FOLD_ORDER:
-            if len(self.keys) < room or SEPARATOR.join(names) in self._row_of:
+            key = SEPARATOR.join(names)
+            if len(self.keys) < room or key in self._rows_like(key):
                 break
             names[DIMENSIONS.index(dimension)] = OTHER
             room = self._rows_max
@@ -102,7 +104,8 @@ class SeriesTable:
 
     def _add(self, names: list[str]) -> int:
         key = SEPARATOR.join(names)
-        known = self._row_of.get(key)
+        row_of = self._rows_like(key)
+        known = row_of.get(key)
         if known is not None:
             return known
         row = len(self.keys)
@@ -118,8 +121,12 @@ class SeriesTable:
             self.codes[place, row] = code
             self._rows_with[place][code].append(row)
         self.keys.append(key)
-        self._row_of[key] = row
+        row_of[key] = row
         return row
+
+    def _rows_like(self, key: str) -> dict[str, int]:
+        """Return the rows by key that a key belongs to."""
+        return self._row_of_other if _has_reserved_name(key) else self._row_of
 
     def select(self, selector: Mapping[str, str]) -> Int64s | None:
         """Return the rows that match every name of ``selector``; ``None`` means all of them.
@@ -169,6 +176,7 @@ class SeriesTable:
         """Forget everything and take over distinct, checked keys, in row order."""
         self.keys = list(keys)
         self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
+        self._row_of_other = {key: self._row_of.pop(key) for key in filter(_has_reserved_name, keys)}
         self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
         columns = zip(*(key.split(SEPARATOR) for key in keys), strict=True) if keys else ((),) * len(DIMENSIONS)
         for place, column in enumerate(columns):
@@ -181,6 +189,10 @@ class SeriesTable:
             self.names[place] = names
             self._code_of[place] = code_of
             self._rows_with[place] = [array("i", by_code[start:stop].tobytes()) for start, stop in pairwise(starts)]
+
+
+def _has_reserved_name(key: str) -> bool:
+    return SEPARATOR + RESERVED_PREFIX in key or key.startswith(RESERVED_PREFIX)
 
 
 def check_selector(selector: object) -> dict[str, str]:

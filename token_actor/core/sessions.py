@@ -44,7 +44,8 @@ def session_figures(ledger: Ledger, *, tenant: str, session: str, history_limit:
     places = ledger.recent.newest(rows, max(history_limit, TREND_REQUESTS))
     places = places[places >= base.place]
     counts = ledger.recent.column("counts", places)
-    started_ms = base.log_ms or int(ledger.first_ms[rows].min(initial=now_ms))
+    used_rows = rows[ledger.last_ms[rows] > 0]  # a row that never counted anything has no times
+    started_ms = base.log_ms or int(ledger.first_ms[used_rows].min(initial=now_ms))
     used = sums.tolist()
     return {
         "figures": {

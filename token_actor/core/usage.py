@@ -35,7 +35,7 @@ EXACTNESS: Final = ("exact", "estimated", "lower_bound", "aborted")
 
 _SERIES_CACHED: Final = 16_384  # keys made by series_key; a process reports far fewer
 
-TIME_MS_MAX: Final = 2**62  # whatever a sender claims, the difference of two times fits an int64
+TIME_MS_MAX: Final = 2**62 - 1  # whatever a sender claims, the difference of two times fits an int64
 
 # Flag bits of one event. The two low bits are the index into EXACTNESS.
 EXACTNESS_MASK: Final = 0b11
@@ -191,7 +191,7 @@ def series_key(  # noqa: PLR0913, PLR0917 - one argument for each dimension, in 
     An absent name (``None``) is empty; an absent tenant is ``DEFAULT_TENANT``. Raises
     ``InvalidValue`` naming the dimension, ``TypeError`` when a name cannot be hashed.
     """
-    names = (tenant or DEFAULT_TENANT, project, user, agent, session, provider, model)
+    names = (DEFAULT_TENANT if tenant in (None, "") else tenant, project, user, agent, session, provider, model)
     return SEPARATOR.join([check_name(dimension, name) for dimension, name in zip(DIMENSIONS, names, strict=True)])
 
 

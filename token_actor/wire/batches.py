@@ -50,6 +50,7 @@ BATCH_VERSION: Final = 1
 PRODUCER_BYTES: Final = 16
 EVENTS_MAX: Final = 10_000  # in one batch; 64 KiB hold fewer unless they are all alike
 _COUNT_FIELDS: Final = ("i", "u", "r", "w", "z")
+LIST_FIELDS: Final = frozenset("kmg")
 _FIELDS: Final = frozenset("vpoqnksiurwzcftdmg")
 _DTYPES: Final = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<i8"}
 _SAFE_ID_LENGTH: Final = 64  # characters; always within the bytes allowed
@@ -110,7 +111,7 @@ def decode_batch(batch: dict[str, Any], *, log_ms: int, entry: int) -> Columns:
         counts=np.stack([_integers(batch, field, count) for field in _COUNT_FIELDS]),
         cost=_integers(batch, "c", count),
         flags=np.full(count, UNPRICED, np.uint8) if flags is None else np.frombuffer(flags, np.uint8) & _KNOWN_FLAGS,
-        event_ms=np.full(count, log_ms) if batch.get("t") is None else batch["t"] + _integers(batch, "d", count),
+        event_ms=np.full(count, log_ms) if batch.get("t") is None else _times(batch["t"], _integers(batch, "d", count)),
         log_ms=np.full(count, log_ms),
         entry=np.full(count, entry),
         runs=[Run(batch["p"], batch["o"], batch["q"], 0, count)],
@@ -152,6 +153,13 @@ def _integers(batch: dict[str, Any], field: str, count: int) -> Int64s:
     return np.frombuffer(data, dtype=_DTYPES[len(data) // count]).astype(np.int64)
 
 
+def _times(start_ms: int, after_ms: Int64s) -> Int64s:
+    """Return when the events were; a time that no clock can show is as far as times go."""
+    if int(after_ms.min()) < 0:
+        raise BadEntry("decode", "'d' must be milliseconds after 't', which is the earliest")
+    return start_ms + np.minimum(after_ms, TIME_MS_MAX - start_ms)
+
+
 def _check_key_index(key_index: Int64s, keys: int) -> None:
     """Refuse an index into nothing, and a key without an event, which would be a series of nothing."""
     in_range = int(key_index.min()) >= 0 and int(key_index.max()) < keys
@@ -167,6 +175,8 @@ def _check_ranges(columns: Columns) -> None:
         wrong = np.flatnonzero((values < 0) | (values > most))
         for event in wrong.tolist():
             columns.problems.setdefault(event, InvalidValue(name, f"must be between 0 and {most}, not {values[event]}"))
+    for event in np.flatnonzero((columns.cost != 0) & (columns.flags & UNPRICED != 0)).tolist():
+        columns.problems.setdefault(event, InvalidValue("cost_nanousd", "must be 0 where 'f' says unpriced"))
 
 
 def _message_ids(columns: Columns, values: Any) -> Objects | None:  # noqa: ANN401 - as it came

@@ -1,12 +1,14 @@
 """Bytes to plain values and back, within limits, whatever the bytes are.
 
-Nothing here trusts its input: lengths are bounded before anything is allocated, and whatever the
-decoders raise becomes one ``BadEntry``.
+Nothing here trusts what came from a stream: the length is bounded before anything is decoded, the
+decoders make room for no more than a message can hold (a header of five bytes may claim four
+billion items, and a thousand headers may be nested), and whatever they raise becomes one ``BadEntry``.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
@@ -15,12 +17,18 @@ import numpy as np
 from token_actor.errors import BadEntry
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 MESSAGE_BYTES_MAX: Final = 16 * 1024  # one event, command or question
+ITEMS_MAX: Final = 64  # items of one map or list in a message; three times what the longest one has
+DEPTH_MAX: Final = 8  # maps and lists in one another in a message; twice what the deepest one has
 _ARRAY_EXT: Final = 1  # msgpack extension type of an array in a snapshot
-_DECODE_ERRORS: Final = (ValueError, TypeError, RecursionError, OverflowError)
+_DECODE_ERRORS: Final = (ValueError, TypeError, RecursionError, OverflowError, msgpack.OutOfData)
+_NAMES: Final = frozenset({str})
+_SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def pack(value: Any) -> bytes:  # noqa: ANN401 - any tree of plain values
@@ -30,27 +38,85 @@ def pack(value: Any) -> bytes:  # noqa: ANN401 - any tree of plain values
 
 
 def unpack(data: bytes, *, bytes_max: int) -> dict[str, Any]:
-    """Return the one map that ``data`` is.
+    """Return the one map that ``data`` is, whatever its shape: for what an actor wrote.
 
     Raises ``BadEntry``: ``too_large`` before decoding, ``decode`` when it is not exactly one map of
-    distinct string keys, or is nested deeper than a message can be.
+    distinct string keys.
     """
     _check_size(data, bytes_max)
     try:
-        value = msgpack.unpackb(data, strict_map_key=True, object_pairs_hook=_distinct, ext_hook=_no_extension)
+        return _map(msgpack.unpackb(data, object_pairs_hook=_distinct, ext_hook=_no_extension))
     except _DECODE_ERRORS as error:
-        raise BadEntry("decode", f"not msgpack: {error!s}") from None
-    return _map(value)
+        raise _not("msgpack", error) from None
 
 
-def unpack_json(data: bytes, *, bytes_max: int) -> dict[str, Any]:
-    """Return the one JSON object that ``data`` is. Raises ``BadEntry`` like ``unpack``."""
-    _check_size(data, bytes_max)
+def unpack_message(data: bytes) -> dict[str, Any]:
+    """Return the one map that ``data`` is: one event, command or question, whoever wrote it.
+
+    Raises ``BadEntry`` like ``unpack``, also when a map or list has more than ``ITEMS_MAX`` items or
+    lies deeper than ``DEPTH_MAX``.
+    """
+    _check_size(data, MESSAGE_BYTES_MAX)
     try:
-        value = json.loads(data, object_pairs_hook=_distinct)
+        message = msgpack.unpackb(
+            data,
+            object_pairs_hook=_distinct,
+            ext_hook=_no_extension,
+            max_array_len=ITEMS_MAX,
+            max_map_len=ITEMS_MAX,
+        )
+        _check_inside(_map(message))
     except _DECODE_ERRORS as error:
-        raise BadEntry("decode", f"not JSON: {error}") from None
-    return _map(value)
+        raise _not("msgpack", error) from None
+    return _map(message)
+
+
+def unpack_json(data: bytes) -> dict[str, Any]:
+    """Return the one JSON object that ``data`` is. Raises ``BadEntry`` like ``unpack_message``."""
+    _check_size(data, MESSAGE_BYTES_MAX)
+    try:
+        message = json.loads(data, object_pairs_hook=_distinct)
+        _check_inside(_map(message))
+    except _DECODE_ERRORS as error:
+        raise _not("JSON", error) from None
+    return _map(message)
+
+
+def unpack_batch(data: bytes, *, lists: Collection[str]) -> dict[str, Any]:
+    """Return the one map that ``data`` is: a batch, whoever wrote it.
+
+    The fields named in ``lists`` are lists, of any length, of scalars and small maps; no other field
+    is a list. Raises ``BadEntry`` like ``unpack``.
+    """
+    _check_size(data, BATCH_BYTES_MAX)
+    unpacker = msgpack.Unpacker(
+        object_pairs_hook=_distinct,
+        ext_hook=_no_extension,
+        max_buffer_size=BATCH_BYTES_MAX,
+        max_array_len=0,
+        max_map_len=ITEMS_MAX,
+    )
+    unpacker.feed(data)
+    try:
+        fields = range(unpacker.read_map_header())
+        batch = _distinct([_field(unpacker, lists) for _ in fields])
+        if unpacker.tell() != len(data):
+            raise ValueError("bytes after the end")
+    except _DECODE_ERRORS as error:
+        raise _not("msgpack", error) from None
+    return batch
+
+
+def _field(unpacker: msgpack.Unpacker, lists: Collection[str]) -> tuple[Any, Any]:
+    """Return the next name and value of a batch; a list grows with its items, whatever its header claims."""
+    name = unpacker.unpack()
+    if name not in lists:
+        return name, unpacker.unpack()
+    length = unpacker.read_array_header()
+    items = list(islice(unpacker, length))
+    if len(items) < length:
+        raise ValueError("incomplete input")
+    return name, items
 
 
 def pack_state(state: dict[str, Any]) -> bytes:
@@ -69,6 +135,10 @@ def _check_size(data: bytes, bytes_max: int) -> None:
         raise BadEntry("too_large", f"{len(data)} bytes, at most {bytes_max} are read")
 
 
+def _not(form: str, error: Exception) -> BadEntry:
+    return BadEntry("decode", f"not {form}: {str(error) or type(error).__name__}")
+
+
 def _map(value: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was decoded
     if not isinstance(value, dict):
         raise BadEntry("decode", f"must be a map, not {type(value).__name__}")
@@ -79,7 +149,22 @@ def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key occurs twice")
+    if not _NAMES.issuperset(map(type, found)):
+        raise ValueError("a key is no string")
     return found
+
+
+def _check_inside(value: dict[str, Any] | list[Any], levels: int = DEPTH_MAX) -> None:
+    """Refuse what lies deeper than ``levels``, and what is neither a scalar nor a map or list."""
+    items = value.values() if isinstance(value, dict) else value
+    if not _SCALARS.issuperset(map(type, items)):
+        for item in items:
+            if isinstance(item, (dict, list)):
+                if levels == 1:
+                    raise ValueError("nested too deep")
+                _check_inside(item, levels - 1)
+            elif type(item) not in _SCALARS:  # msgpack's own timestamp, which asks no hook
+                raise ValueError("an extension type has no meaning here")
 
 
 def _no_extension(code: int, data: bytes) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 Entry: TypeAlias = "tuple[bytes, list[bytes]]"  # its id, and its fields as name, value, name, value, ...
 
+LOG_MS_MAX: Final = 2**53  # an id may claim any 64 bits; times up to here fit wherever they are added or packed
 _ENTRY_ID: Final = re.compile(rb"\d{1,19}-\d{1,19}")  # two numbers of at most 64 bits
 
 
@@ -17,7 +18,7 @@ def is_entry_id(value: object) -> bool:
 
 def log_ms_of(entry_id: bytes) -> int:
     """Return the log time of an entry: the millisecond part of its id."""
-    return int(entry_id.partition(b"-")[0])
+    return min(int(entry_id.partition(b"-")[0]), LOG_MS_MAX)
 
 
 def id_pair(entry_id: bytes) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from token_actor.core.usage import (
     check_count,
     check_exactness,
     check_message_id,
-    check_name,
     check_tags,
     cost_to_nanousd,
     seconds_to_ms,
@@ -58,12 +57,11 @@ def event_of(fields: Mapping[str, Any]) -> Event:
 
 
 def _series_of(fields: Mapping[str, Any]) -> str:
+    names = [fields.get(dimension) for dimension in DIMENSIONS]
     try:
-        return series_key(*map(fields.get, DIMENSIONS))
-    except TypeError:  # a name that is a list or a map cannot be looked up; say which one it is
-        for dimension in DIMENSIONS:
-            check_name(dimension, fields.get(dimension))
-        raise
+        return series_key(*names)
+    except TypeError:  # a list or a map cannot be looked up in a cache; without the cache, it is refused by name
+        return series_key.__wrapped__(*names)
 
 
 def timestamp_to_ms(value: object) -> int | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.commands import Command
 from token_actor.errors import BadEntry, InvalidQuestion, InvalidValue
-from token_actor.wire.codec import MESSAGE_BYTES_MAX, pack, unpack
+from token_actor.wire.codec import pack, unpack, unpack_message
 from token_actor.wire.entries import is_entry_id
 from token_actor.wire.events import event_of
 from token_actor.wire.keys import check_client
@@ -185,7 +185,7 @@ class DeadLetter:
                 raw=named[b"raw"],
                 events=[tuple(event) for event in _list(named[b"events"])],
             )
-        except (KeyError, UnicodeDecodeError) as missing:
+        except (KeyError, TypeError, UnicodeDecodeError) as missing:
             raise BadEntry("decode", f"not a dead letter: {missing}") from None
 
 
@@ -194,7 +194,7 @@ def _list(data: bytes) -> list[Any]:
 
 
 def _message(data: bytes, fields: set[str]) -> dict[str, Any]:
-    message = unpack(data, bytes_max=MESSAGE_BYTES_MAX)
+    message = unpack_message(data)
     if message.get("v") != MESSAGE_VERSION:
         raise BadEntry("version", f"message version {message.get('v')!r}; this program reads {MESSAGE_VERSION}")
     if not message.keys() <= fields:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from token_actor.core.columns import Columns, Rejection, columns_of, joined
 from token_actor.errors import BadEntry, InvalidValue
-from token_actor.wire.batches import decode_batch
-from token_actor.wire.codec import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, unpack, unpack_json
+from token_actor.wire.batches import LIST_FIELDS, decode_batch
+from token_actor.wire.codec import unpack_batch, unpack_json, unpack_message
 from token_actor.wire.entries import log_ms_of
 from token_actor.wire.events import event_of
 from token_actor.wire.messages import BATCH_FIELD, COMMAND_FIELD, EVENT_FIELD, JSON_FIELD, decode_command
@@ -83,12 +83,12 @@ def decode_read(entries: Sequence[Entry]) -> DecodedRead:
             name, value = _only_field(fields)
             log_ms = log_ms_of(entry_id)
             if name == EVENT_FIELD:
-                segment.add_single(event_of(unpack(value, bytes_max=MESSAGE_BYTES_MAX)), log_ms, place)
+                segment.add_single(event_of(unpack_message(value)), log_ms, place)
             elif name == BATCH_FIELD:
-                batch = unpack(value, bytes_max=BATCH_BYTES_MAX)
+                batch = unpack_batch(value, lists=LIST_FIELDS)
                 segment.add_batch(decode_batch(batch, log_ms=log_ms, entry=place))
             elif name == JSON_FIELD:
-                segment.add_single(event_of(unpack_json(value, bytes_max=MESSAGE_BYTES_MAX)), log_ms, place)
+                segment.add_single(event_of(unpack_json(value)), log_ms, place)
             elif name == COMMAND_FIELD:
                 command = decode_command(value)
                 read.steps += [*segment.closed(), PlacedCommand(command, place, log_ms)]

@@ -61,23 +61,25 @@ class Fleet:
     def work(self, until: float | None) -> None:
         """Make calls until asked to stop, or a time by the monotonic clock; ``None`` means for ever."""
         now = time.monotonic()
-        due = [(now + agent.next_pause_s(), place, 0.0) for place, agent in enumerate(self.agents)]
+        due = [(now + agent.next_pause_s(), place, agent) for place, agent in enumerate(self.agents)]
         heapq.heapify(due)
-        while due:
-            at, place, held_since = heapq.heappop(due)
-            if until is not None and at >= until:
-                return
+        held_since: dict[int, float] = {}
+        while until is None or due[0][0] < until:
+            at, place, agent = due[0]
             if self._stop.wait(at - time.monotonic()):
-                return
-            now = time.monotonic()
-            if not self._within_limit():
-                self.tally.held_back += not held_since
-                heapq.heappush(due, (now + HOLD_BACK_S, place, held_since or now))
-                continue
-            if held_since:
-                self.tally.held_back_s += now - held_since
-            self._call(self.agents[place])
-            heapq.heappush(due, (now + self.agents[place].next_pause_s(), place, 0.0))
+                break
+            if self._within_limit():
+                self._call(agent)
+                now = time.monotonic()
+                self.tally.held_back_s += now - held_since.pop(place, now)
+                heapq.heapreplace(due, (now + agent.next_pause_s(), place, agent))
+            else:
+                now = time.monotonic()
+                self.tally.held_back += place not in held_since
+                held_since.setdefault(place, now)
+                heapq.heapreplace(due, (now + HOLD_BACK_S, place, agent))
+        now = time.monotonic()
+        self.tally.held_back_s += sum(now - since for since in held_since.values())
 
     def _within_limit(self) -> bool:
         if not self._options.limit_tokens:

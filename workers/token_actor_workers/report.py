@@ -11,6 +11,7 @@ is its order to begin; it ends when stdin does, so it never outlives who started
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -101,8 +102,17 @@ def await_order(ready: Mapping[str, Any], stop: Stop) -> dict[str, Any] | None:
 
 
 def _listen(orders: SimpleQueue[str], stop: Stop) -> None:
-    for line in sys.stdin:
-        orders.put(line)
+    """Pass on the first line of stdin, and ask to stop at its end.
+
+    Reads the descriptor itself: the lock of ``sys.stdin`` held by a daemon thread is fatal at exit.
+    """
+    waiting: bytes | None = b""
+    while more := os.read(sys.stdin.fileno(), 4096):
+        if waiting is not None:
+            waiting += more
+            if b"\n" in waiting:
+                orders.put(waiting.decode())
+                waiting = None
     stop.ask()
 
 

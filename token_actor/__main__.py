@@ -1,0 +1,5 @@
+"""``python -m token_actor``: the command line."""
+
+from token_actor.cli.app import main
+
+main()

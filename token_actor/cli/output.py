@@ -1,0 +1,102 @@
+"""Output: answers on stdout, everything else on stderr; for people on a terminal, plain everywhere else."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+
+from token_actor.core.usage import NANO_PER_USD
+from token_actor.errors import ActorUnavailable, ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLAIN_WIDTH: Final = 2_000  # a pipe has no right margin: nothing is cut
+UNPRICED: Final = "unpriced"
+SMALL_USD: Final = 1  # below it, cents are too coarse
+
+
+def answers() -> Console:
+    """Return the console of answers."""
+    return _console(stderr=False)
+
+
+def notes() -> Console:
+    """Return the console of progress, notes and failures."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+
+
+def survive_any_name() -> None:
+    """Let a terminal that cannot show a character show its code, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one document of a command."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def note(text: str, *, style: str = "dim") -> None:
+    """Tell a person something that is no answer."""
+    notes().print(text, style=style, soft_wrap=True)
+
+
+def complain(error: object) -> None:
+    """Say on one line of stderr why a command failed, and what to do."""
+    text = " ".join(str(error).split())
+    notes().print(f"token-actor: {text}{_advice(error)}", style="red", soft_wrap=True)
+
+
+def _advice(error: object) -> str:
+    away = error if isinstance(error, ServerUnavailable) else getattr(error, "__cause__", None)
+    if isinstance(error, ServerUnavailable | ActorUnavailable) and isinstance(away, ServerUnavailable):
+        return "; is the server running? Name another with --redis, or start one: token-actor serve --embedded"
+    return ""
+
+
+def number(value: int | None) -> str:
+    """Return a whole number with thousands separators, ``-`` for none."""
+    return "-" if value is None else f"{value:,}"
+
+
+def cost(sums: Mapping[str, Any]) -> str:
+    """Return what something cost; ``unpriced`` where nobody knows, ``+ ?`` where it is more than is known."""
+    unpriced, requests = sums.get("unpriced", 0), sums["requests"]
+    if requests and unpriced == requests:
+        return UNPRICED
+    return usd(sums["cost_nanousd"]) + (" + ?" if unpriced else "")
+
+
+def usd(nanousd: int) -> str:
+    """Return an amount of nano-dollars as dollars, with as many places as it needs to be told from nothing."""
+    amount = nanousd / NANO_PER_USD
+    return f"${amount:,.2f}" if amount >= SMALL_USD or not nanousd else f"${amount:,.4f}"
+
+
+def local_time(unix_s: float) -> str:
+    """Return a time for people: local, to the second."""
+    return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time for people: the two largest units of it."""
+    left = round(abs(seconds))
+    parts = []
+    for unit, size in (("y", 365 * 86_400), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        if left >= size:
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2]) or "0 s"
