@@ -22,7 +22,7 @@ def server() -> Iterator[EmbeddedServer]:
         yield embedded
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def server_url(server: EmbeddedServer) -> str:
     """The address of the session's server."""
     return server.url

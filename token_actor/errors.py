@@ -18,14 +18,30 @@
     ├── SetupError                      the operator's: settings or server cannot be used
     └── ClosedError                     the caller's: used after close()
 
-Errors carry fields, so that programs need not parse sentences.
+Errors carry fields, so that programs need not parse sentences. They can be pickled, so that they
+reach the parent of a process that failed.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class TokenActorError(Exception):
     """Be the root of every error this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle message and fields; by default the message would be passed as the first field."""
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(kind: type[TokenActorError], args: tuple[Any, ...], fields: dict[str, Any]) -> TokenActorError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class TokenManagerException(TokenActorError):  # noqa: N818 - the name is part of the public contract

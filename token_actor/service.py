@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
+import multiprocessing.util
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -17,17 +20,19 @@ from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 from token_actor.actor.loop import Actor, ActorSettings, Clock
 from token_actor.client.aio import AsyncFace
-from token_actor.client.engine import Engine
+from token_actor.client.engine import Engine, finish_all
 from token_actor.client.settings import ClientSettings
 from token_actor.client.sync import SyncFace
 from token_actor.core.usage import DIMENSIONS
-from token_actor.errors import LogUnavailable
+from token_actor.errors import ServerUnavailable
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
-    from token_actor.transport.ports import Connector
+    from collections.abc import Callable
+
+    from token_actor.transport.ports import Connection, Connector
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 MEMORY_SCHEME: Final = "memory://"
@@ -38,7 +43,6 @@ ENVIRONMENT: Final = {
 _CONNECT_TIMEOUT_S: Final = 2.0
 _EXIT_TIMEOUT_S: Final = 5.0
 
-_open_clients: weakref.WeakSet[Engine] = weakref.WeakSet()
 _memory_servers: weakref.WeakValueDictionary[str, ResidentServer] = weakref.WeakValueDictionary()
 _memory_lock = threading.Lock()
 
@@ -87,17 +91,20 @@ class AsyncTokenClient(AsyncFace):
 
 def _engine(url: str | None, options: ClientOptions) -> Engine:
     given = {name: value for name, value in options.items() if value is not None}
-    names = {name: str(given.pop(name)) for name in DIMENSIONS if name in given}
+    names = {name: given.pop(name) for name in DIMENSIONS if name in given}
     given["namespace"] = given.get("namespace") or default_namespace()
     settings = ClientSettings(names=names, **given)  # type: ignore[arg-type] # the TypedDict says which
-    engine = Engine(connector_of(url or default_url(), settings.namespace), settings)
-    _open_clients.add(engine)
-    return engine
+    return Engine(connector_of(url or default_url(), settings.namespace), settings)
+
+
+def named_url() -> str | None:
+    """Return the address of the server from the environment, ``None`` when it names none."""
+    return os.environ.get("TOKEN_ACTOR_REDIS") or None
 
 
 def default_url() -> str:
     """Return the address of the server from the environment, else the one on this host."""
-    return os.environ.get("TOKEN_ACTOR_REDIS") or DEFAULT_URL
+    return named_url() or DEFAULT_URL
 
 
 def default_namespace() -> str:
@@ -133,6 +140,7 @@ class ResidentServer:
 
     def __init__(self) -> None:
         """Start empty."""
+        self.pid = os.getpid()
         self.server = MemoryServer()
         self._stop = threading.Event()
         self._serving: set[str] = set()
@@ -154,7 +162,12 @@ class _HeldConnector:
     def __init__(self, resident: ResidentServer) -> None:
         self._resident = resident
         self.address = resident.server.address
-        self.connect = resident.server.connect
+
+    def connect(self) -> Connection:
+        """Return a new connection. Raises ``ServerUnavailable`` in a child, whose copy no actor serves."""
+        if self._resident.pid != os.getpid():
+            raise ServerUnavailable(f"{self.address} ends at a fork: processes need a real server to share")
+        return self._resident.server.connect()
 
 
 def memory_server(name: str) -> ResidentServer:
@@ -163,17 +176,28 @@ def memory_server(name: str) -> ResidentServer:
         return ResidentServer()
     with _memory_lock:
         resident = _memory_servers.get(name)
-        if resident is None:
+        if resident is None or resident.pid != os.getpid():
             resident = _memory_servers[name] = ResidentServer()
         return resident
 
 
-def _close_at_exit() -> None:
-    for engine in list(_open_clients):
-        try:
-            engine.close(_EXIT_TIMEOUT_S)
-        except LogUnavailable as error:
-            print(f"token-actor: {error}; giving them up at exit", flush=True)  # noqa: T201
+# --- the end of the process ----------------------------------------------------------------------
 
 
-atexit.register(_close_at_exit)
+def _at_exit(finish: Callable[[Engine, float], None]) -> None:
+    for error in finish_all(finish, _EXIT_TIMEOUT_S):
+        print(f"token-actor: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the last chance to say so
+
+
+def _flush_in_child(_: object = None) -> None:
+    """Let this child of ``multiprocessing`` flush: up to Python 3.12 it ends without the exit handlers.
+
+    It flushes only, because other threads of the child may still record.
+    """
+    multiprocessing.util.Finalize(None, _at_exit, args=(Engine.flush,), exitpriority=0)
+
+
+atexit.register(_at_exit, Engine.close)
+multiprocessing.util.register_after_fork(_at_exit, _flush_in_child)
+if multiprocessing.parent_process() is not None:
+    _flush_in_child()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import fakeredis
 import pytest
 
+from tests.contract.subjects import FAKEREDIS, MEMORY, VALKEY, Subject
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.redis import RedisConnector
 
@@ -16,23 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from token_actor.transport.ports import Connection, Connector
-
-MEMORY, FAKEREDIS, VALKEY = "memory", "fakeredis", "valkey"
-
-
-@dataclass
-class Subject:
-    """A server under test, and its connections, which close with the test."""
-
-    name: str
-    connector: Connector
-    opened: list[Connection] = field(default_factory=list)
-
-    def connect(self) -> Connection:
-        """Open one more connection."""
-        self.opened.append(self.connector.connect())
-        return self.opened[-1]
-
 
 def _connector(name: str, request: pytest.FixtureRequest) -> Connector:
     if name == MEMORY:

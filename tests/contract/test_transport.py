@@ -24,14 +24,14 @@ from token_actor.transport.ports import (
     TrimBelow,
 )
 
-from .conftest import FAKEREDIS, MEMORY, VALKEY
+from tests.contract.subjects import FAKEREDIS, MEMORY, VALKEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from token_actor.transport.ports import Connection
 
-    from .conftest import Subject
+    from tests.contract.subjects import Subject
 
     Key = Callable[[str], bytes]
 
@@ -193,6 +193,7 @@ class TestRead:
         thread.join(JOIN_S)
         assert {name: ids(entries) for name, entries in found.items()} == {key("ask"): added}
 
+    @pytest.mark.unfaithful(fakeredis="breaks with an AttributeError of its own")
     def test_a_stream_that_is_none_is_refused(self, connection: Connection, key: Key) -> None:
         one(connection, Put(key=key("text"), value=b"x"))
         with pytest.raises(ServerRefused, match=WRONG_TYPE) as caught:
@@ -329,7 +330,7 @@ class TestKeys:
     @pytest.mark.parametrize("ttl_ms", [0, -1])
     def test_a_string_without_any_time_is_refused(self, connection: Connection, key: Key, ttl_ms: int) -> None:
         text = refusal(connection, Put(key=key("k"), value=b"x", ttl_ms=ttl_ms))
-        assert text == "ERR invalid expire time in 'set' command"
+        assert text.startswith("ERR invalid expire time in")
 
     def test_a_key_is_told_to_expire(self, connection: Connection, key: Key) -> None:
         append(connection, key("s"), b"1")
@@ -462,6 +463,7 @@ class TestExchange:
             connection.exchange(question, inbox=key("inbox"), after=FIRST, block_ms=LONG_MS)
         assert connection.get(key("text")) == b"x"
 
+    @pytest.mark.unfaithful(fakeredis="breaks with an AttributeError of its own")
     def test_an_inbox_that_cannot_be_read_is_raised_though_the_question_was_asked(
         self, connection: Connection, key: Key
     ) -> None:

@@ -108,11 +108,18 @@ class Actor:
                     self._running()
                     self._teardown()
                 else:
-                    self._clock.wait(self._settings.lease_ms / 4000)  # somebody leads: be there soon after it is gone
+                    self._stand_by()
             except ServerUnavailable as error:
                 log.warning("The server is away", extra={"action": "server_away", "problem": str(error)})
                 self._clock.wait(wait_ms / 1000)
                 wait_ms = min(2 * wait_ms, _RETRY_MS[1])
+
+    def _stand_by(self) -> None:
+        """Wait a part of the lease: somebody leads, and this process has to be there soon after it is gone."""
+        if not self._standing_by:
+            self._standing_by = True
+            log.info("Standing by", extra={"action": "standing_by"})
+        self._clock.wait(self._settings.lease_ms / 4000)
 
     # --- setup ---------------------------------------------------------------------------------
 
@@ -126,6 +133,7 @@ class Actor:
         self._check_partitions()
         if not self._leadership.acquire(self._settings.recovery_lease_ms):
             return False
+        self._standing_by = False
         log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
         self._unwritten, self._asked, self._snapshot = [], AskedQuestions(), None
         self._lease_due_ms = 0

@@ -31,7 +31,6 @@ _REDIS_HELP: Final = f"Address of the server. Else TOKEN_ACTOR_REDIS, else {DEFA
 _NAMESPACE_HELP: Final = "Namespace. Else TOKEN_ACTOR_NAMESPACE, else 'default'."
 
 
-
 def _connection(help_text: str, metavar: str) -> Any:  # noqa: ANN401 - what typer.Option returns
     return typer.Option(metavar=metavar, help=help_text, rich_help_panel=CONNECTION)
 
@@ -96,7 +95,7 @@ GroupBy: TypeAlias = Annotated[
 ]
 
 
-def selector_of(**names: str | None) -> dict[str, str]:
+def selector_of(**names: str | None) -> dict[str, Any]:
     """Return what was selected: the dimensions that were given."""
     return {dimension: name for dimension, name in names.items() if name is not None}
 

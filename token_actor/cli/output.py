@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from token_actor.core.usage import NANO_PER_USD
-from token_actor.errors import ActorUnavailable, ServerUnavailable
+from token_actor.errors import ServerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rich.console import RenderableType
 
 PLAIN_WIDTH: Final = 2_000  # a pipe has no right margin: nothing is cut
 UNPRICED: Final = "unpriced"
@@ -35,6 +37,16 @@ def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+
+
+def show(console: Console, content: RenderableType) -> None:
+    """Print a table or grid, without the spaces that Rich leaves at the ends of lines where nobody sees them."""
+    if console.is_terminal:
+        console.print(content)
+        return
+    with console.capture() as captured:
+        console.print(content)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def survive_any_name() -> None:
@@ -61,8 +73,7 @@ def complain(error: object) -> None:
 
 
 def _advice(error: object) -> str:
-    away = error if isinstance(error, ServerUnavailable) else getattr(error, "__cause__", None)
-    if isinstance(error, ServerUnavailable | ActorUnavailable) and isinstance(away, ServerUnavailable):
+    if isinstance(error, ServerUnavailable):
         return "; is the server running? Name another with --redis, or start one: token-actor serve --embedded"
     return ""
 

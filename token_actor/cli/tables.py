@@ -13,6 +13,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
+from token_actor.cli.output import show
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -49,7 +51,7 @@ class Column:
 def print_table(console: Console, columns: Sequence[Column], *, title: str | None = None) -> None:
     """Print a table; on a terminal, say what was left out."""
     kept = fitting(columns, console.width)
-    console.print(table_of(kept, console, title=title))
+    show(console, table_of(kept, console, title=title))
     gone = [column.title for column in columns if column.title not in {k.title for k in kept}]
     if gone:
         console.print(f"  not shown, for want of room: {', '.join(gone)}", style="dim", soft_wrap=True)
@@ -57,14 +59,16 @@ def print_table(console: Console, columns: Sequence[Column], *, title: str | Non
 
 def table_of(columns: Sequence[Column], console: Console, *, title: str | None = None) -> Table:
     """Return the table of columns that fit already, with lines on a terminal and without elsewhere."""
+    lines = console.is_terminal  # with lines, one cell of the padding is theirs
     table = Table(
-        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        box=box.SIMPLE_HEAD if lines else None,
+        show_edge=False,
         title=title,
         title_justify="left",
         title_style="bold",
         pad_edge=False,
-        padding=(0, PADDING, 0, 0),
-        header_style="bold" if console.is_terminal else "",
+        padding=(0, PADDING - lines, 0, 0),
+        header_style="bold" if lines else "",
     )
     for column in columns:
         table.add_column(column.title, justify="left" if column.name else "right", no_wrap=True, style=column.style)
@@ -103,11 +107,11 @@ def cut(text: str, width: int) -> str:
     return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1).rstrip()}…"
 
 
-def print_figures(console: Console, figures: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, one pair on a line, the values right-aligned."""
-    grid = Table.grid(padding=(0, PADDING))
+def print_figures(console: Console, figures: Sequence[tuple[str, str]], *, right: bool = True) -> None:
+    """Print names and values, one pair on a line."""
+    grid = Table.grid(padding=(0, PADDING, 0, 0))
     grid.add_column(style="dim")
-    grid.add_column(justify="right")
+    grid.add_column(justify="right" if right else "left")
     for name, value in figures:
         grid.add_row(Text(name), Text(value))
-    console.print(grid)
+    show(console, grid)

@@ -7,14 +7,18 @@ method of the same name in a thread of the client's pool, so no event loop is ev
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from token_actor.client.deadline import made_at
 from token_actor.client.sync import SyncFace
+from token_actor.errors import ClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
 
     from token_actor.client.engine import Engine
@@ -27,18 +31,33 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Run blocking calls of one client for coroutines; the threads start with the first call."""
+    """Run blocking calls of one client for coroutines; the threads start with the first call.
+
+    A call may have to wait for a thread, and its deadline counts from before that.
+    """
 
     def __init__(self, threads_max: int) -> None:
         """Use at most ``threads_max`` threads, one for each line of the client."""
-        self._pool = ThreadPoolExecutor(max_workers=threads_max, thread_name_prefix="token-actor-aio")
+        self._threads_max = threads_max
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._pool = ThreadPoolExecutor(max_workers=self._threads_max, thread_name_prefix="token-actor-aio")
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what ``call`` returns, without blocking the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(call, *args, **kwargs))
+        """Return what ``call`` returns, without blocking the event loop. Raises ``ClosedError``."""
+        if self._closed:
+            raise ClosedError("the client is closed")
+        if self._pid != os.getpid():
+            self._begin()  # after a fork, the pool believes in threads that are not here
+        made = partial(made_at, time.monotonic(), partial(call, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, made)
 
     def close(self) -> None:
         """Let the threads end."""
+        self._closed = True
         self._pool.shutdown(wait=False)
 
 
@@ -76,6 +95,13 @@ class AsyncFace:
     async def history(self, limit: int = 10, **more: Any) -> list[dict[str, Any]]:  # noqa: ANN401
         """Return the last events, newest first."""
         return await self._threads.run(self._sync.history, limit, **more)
+
+    async def pages(self, limit: int | None = None, **selector: str) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield the events the actor still holds, newest first, a page at a time; ``None`` means all."""
+        pages = self._sync.pages(limit, **selector)
+        end: list[dict[str, Any]] = []
+        while page := await self._threads.run(next, pages, end):
+            yield page
 
     async def tokens_in_window(self, window_seconds: float, **more: Any) -> int:  # noqa: ANN401
         """Return the tokens of all four kinds of the last ``window_seconds``."""
@@ -120,10 +146,8 @@ class AsyncFace:
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Flush and let go of everything; closing twice is fine."""
-        try:
-            await self._threads.run(self._sync.close, timeout_s)
-        finally:
-            self._threads.close()
+        self._threads.close()  # calls under way end by themselves, and none of them may hold up this one
+        await asyncio.to_thread(self._sync.close, timeout_s)
 
     async def __aenter__(self) -> Self:
         """Return the client itself."""

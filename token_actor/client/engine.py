@@ -6,18 +6,21 @@ import os
 import time
 import uuid
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.client.lines import LinePool
-from token_actor.client.sender import Sender
+from token_actor.client import sender
+from token_actor.client.deadline import Deadline
+from token_actor.client.lines import RETRY_S, LinePool
 from token_actor.core.commands import Command
-from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, ServerUnavailable
+from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, LogUnavailable, ServerUnavailable
 from token_actor.transport.ports import Append
+from token_actor.wire.codec import MESSAGE_BYTES_MAX
 from token_actor.wire.keys import Keys, partition_of
 from token_actor.wire.messages import COMMAND_FIELD, QUESTION_FIELD, Question, encode_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from token_actor.client.settings import ClientSettings
     from token_actor.core.usage import Event
@@ -29,7 +32,10 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
-    """Record events, ask questions and give commands for one client."""
+    """Record events, ask questions and give commands for one client.
+
+    When the last reference to it goes, what it has recorded is still sent.
+    """
 
     def __init__(self, connector: Connector, settings: ClientSettings) -> None:
         """Prepare; nothing connects before the first use."""
@@ -40,13 +46,21 @@ class Engine:
         _engines.add(self)
 
     def _begin(self) -> None:
-        self._sender = Sender(self._connector, self.settings)
+        self._sender = sender.Sender(self._connector, self.settings)
         self._lines = LinePool(self._connector, client=uuid.uuid4().hex, lines_max=self.settings.lines_max)
+        self._retirement = weakref.finalize(self, self._sender.retire)
+        self._retirement.atexit = False
 
     def begin_in_child(self) -> None:
         """Start anew after a fork: events, connections and identity stay the parent's."""
+        self._retirement.detach()  # the old sender's lock may be held by a thread that is not here
         if not self._closed:
             self._begin()
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether ``close`` has been called."""
+        return self._closed
 
     @property
     def pending(self) -> int:
@@ -79,17 +93,13 @@ class Engine:
         deadline = self._deadline(timeout_s)
         if not stale_ok:
             self._sender.flush(deadline)
-        return self._call(tenant, deadline, lambda keys, partition, line, request_id: Append(
-            key=keys.ask,
-            fields=[QUESTION_FIELD, Question(
-                request_id=request_id,
-                client=line,
-                kind=kind,
-                arguments=arguments,
-                after=None if stale_ok else self._sender.last_id(partition),
-            ).encode()],
-            length_max=ASKED_MAX,
-        ))  # fmt: skip
+
+        def make(keys: Keys, partition: int, line: str, request_id: str) -> Append:
+            after = None if stale_ok else self._sender.last_id(partition)
+            question = Question(request_id=request_id, client=line, kind=kind, arguments=arguments, after=after)
+            return Append(key=keys.ask, fields=[QUESTION_FIELD, _encoded(question)], length_max=ASKED_MAX)
+
+        return self._call(tenant, deadline, make)
 
     def command(
         self,
@@ -115,58 +125,115 @@ class Engine:
         return self._call(tenant, deadline, make)
 
     def _call(
-        self, tenant: str | None, deadline: float, make: Callable[[Keys, int, str, str], Append]
+        self, tenant: str | None, deadline: Deadline, make: Callable[[Keys, int, str, str], Append]
     ) -> Mapping[str, Any]:
-        if self._closed:
-            raise ClosedError("the client is closed")
-        timeout_s = max(0.0, deadline - time.monotonic())
-        partition = 0
+        where = f"namespace {self.settings.namespace!r} on {self._connector.address}"
         try:
             with self._lines.line(deadline) as line:
-                partition = self._partition(line.connection, tenant)
+                partitions = self._await_partitions(line.connection, deadline)
+                if partitions is None:
+                    raise ActorUnavailable(
+                        f"no actor has ever served {where}, nor has one begun to within {deadline.timeout_s:g} s; "
+                        "start 'token-actor serve'",
+                        timeout_s=deadline.timeout_s,
+                    )
+                partition = _partition(partitions, tenant)
                 keys = Keys(self.settings.namespace, partition)
                 answer = line.ask(
                     lambda request_id: make(keys, partition, line.name, request_id), keys.inbox(line.name), deadline
                 )
         except ServerUnavailable as error:
-            raise ActorUnavailable(f"no answer: {error}", timeout_s=timeout_s) from error
+            raise ActorUnavailable(
+                f"no answer within {deadline.timeout_s:g} s: {error}; is the server running, and is this its address?",
+                timeout_s=deadline.timeout_s,
+            ) from error
         if answer is None:
             raise ActorUnavailable(
-                f"no actor answered for partition {partition} of namespace {self.settings.namespace!r} on "
-                f"{self._connector.address} within {timeout_s:.1f} s; is 'token-actor serve' running? "
-                "'token-actor doctor' tells more",
-                timeout_s=timeout_s,
+                f"no actor answered for partition {partition} of {where} within {deadline.timeout_s:g} s; "
+                "is 'token-actor serve' running? 'token-actor doctor' tells more",
+                timeout_s=deadline.timeout_s,
             )
         return answer
 
-    def _partition(self, connection: Connection, tenant: str | None) -> int:
-        """Return the partition to ask, by the number of partitions the first actor wrote down."""
-        partitions = self._sender.partitions(connection)
-        if partitions == 1:
-            return 0
-        if tenant is None:
-            message = f"must be named: this namespace has {partitions} partitions, and each tenant lives in one"
-            raise InvalidQuestion("tenant", message)
-        return partition_of(tenant, partitions)
+    def _await_partitions(self, connection: Connection, deadline: Deadline) -> int | None:
+        """Return how many partitions there are; ``None`` when nobody has written that down by the deadline.
 
-    def _deadline(self, timeout_s: float | None) -> float:
-        return time.monotonic() + (self.settings.timeout_s if timeout_s is None else timeout_s)
+        Without it nobody could answer, and to guess would be to ask the wrong one.
+        """
+        while True:
+            try:
+                partitions = self._sender.partitions(connection)
+                if partitions is not None or deadline.left_s <= RETRY_S:
+                    return partitions
+            except ServerUnavailable:
+                if deadline.left_s <= RETRY_S:
+                    raise
+            time.sleep(RETRY_S)
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        """Return the deadline of a call. Raises ``ClosedError``."""
+        deadline = self._deadline_of(timeout_s)
+        if self._closed:
+            raise ClosedError("the client is closed")
+        return deadline
+
+    def _deadline_of(self, timeout_s: float | None) -> Deadline:
+        return Deadline.after(self.settings.timeout_s if timeout_s is None else timeout_s)
 
     def close(self, timeout_s: float | None = None) -> None:
         """Flush and let go of everything; closing twice is fine.
 
         Raises ``LogUnavailable`` when events could not be brought to the log by the deadline.
         """
+        deadline = self._deadline_of(timeout_s)
         if self._closed:
             return
         self._closed = True
         try:
-            self._sender.close(self._deadline(timeout_s))
+            self._sender.close(deadline)
         finally:
             self._lines.close()
 
 
+def finish_all(finish: Callable[[Engine, float], None], timeout_s: float) -> Iterator[LogUnavailable]:
+    """Flush or close every client of this process by one deadline; yield what did not come to the log."""
+    deadline = Deadline.after(timeout_s)
+    still_open = [engine for engine in list(_engines) if not engine.closed]
+    steps: list[Callable[[], None]] = [partial(_finish, finish, engine, deadline) for engine in still_open]
+    steps += [partial(orphan.flush, deadline) for orphan in list(sender.retired)]
+    for step in steps:
+        try:
+            step()
+        except LogUnavailable as error:
+            yield error
+
+
+def _finish(finish: Callable[[Engine, float], None], engine: Engine, deadline: Deadline) -> None:
+    finish(engine, max(0.0, deadline.left_s))
+
+
+def _encoded(question: Question) -> bytes:
+    try:
+        data = question.encode()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidQuestion("arguments", f"must be plain values: {error}", reason="type") from None
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise InvalidQuestion("arguments", f"take {len(data)} bytes, at most {MESSAGE_BYTES_MAX} are read")
+    return data
+
+
+def _partition(partitions: int, tenant: str | None) -> int:
+    """Return the partition to ask."""
+    if partitions == 1:
+        return 0
+    if tenant is None:
+        message = f"must be named: this namespace has {partitions} partitions, and each tenant lives in one"
+        raise InvalidQuestion("tenant", message)
+    return partition_of(tenant, partitions)
+
+
 def _after_fork() -> None:
+    sender.retired.clear()
     for engine in list(_engines):
         engine.begin_in_child()
 

@@ -11,17 +11,18 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.errors import ActorUnavailable, ServerUnavailable
+from token_actor.errors import ActorUnavailable, ClosedError, ServerUnavailable
 from token_actor.transport.ports import FIRST, Append
 from token_actor.wire.messages import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from token_actor.client.deadline import Deadline
     from token_actor.transport.ports import Connection, Connector, Entry
 
 ASK_AGAIN_MS: Final = 2_000  # a question that an actor took with it is asked again; it answers twice at the worst
-_RETRY_S: Final = 0.05
+RETRY_S: Final = 0.05  # after a lost connection
 
 
 class Line:
@@ -35,7 +36,7 @@ class Line:
         self._asked = 0
         self._epoch = 0
 
-    def ask(self, make: Callable[[str], Append], inbox: bytes, deadline: float) -> Mapping[str, Any] | None:
+    def ask(self, make: Callable[[str], Append], inbox: bytes, deadline: Deadline) -> Mapping[str, Any] | None:
         """Send what ``make`` makes of a new request id, and return the answer; ``None`` at the deadline.
 
         Raises what the actor says is wrong with the question, ``ServerRefused``, and
@@ -45,17 +46,18 @@ class Line:
         request_id = str(self._asked)
         append = make(request_id)
         while True:
-            left_s = deadline - time.monotonic()
             try:
+                left_s = deadline.left_s
                 if left_s <= 0:
                     return None
                 answer = self._exchange(append, request_id, inbox, left_s)
                 if answer is not None:
                     return answer
             except ServerUnavailable:
-                if deadline - time.monotonic() <= _RETRY_S:
+                self._after, self._epoch = FIRST, 0  # a server that lost its memory counts from the beginning
+                if deadline.left_s <= RETRY_S:
                     raise
-                time.sleep(_RETRY_S)
+                time.sleep(RETRY_S)
 
     def _exchange(self, append: Append, request_id: str, inbox: bytes, left_s: float) -> Mapping[str, Any] | None:
         """Ask once, and wait for the answer for a while."""
@@ -98,35 +100,47 @@ class LinePool:
         self._client = client
         self._free: list[Line] = []
         self._made = 0
+        self._closed = False
         self._lines_max = lines_max
         self._changed = threading.Condition()
 
     @contextmanager
-    def line(self, deadline: float) -> Iterator[Line]:
-        """Lend a line; waits for one until ``deadline``. Raises ``ActorUnavailable`` at it."""
+    def line(self, deadline: Deadline) -> Iterator[Line]:
+        """Lend a line; waits for one until ``deadline``. Raises ``ActorUnavailable`` at it, ``ClosedError``."""
         line = self._borrow(deadline)
         try:
             yield line
         finally:
-            with self._changed:
-                self._free.append(line)
-                self._changed.notify()
+            self._give_back(line)
 
-    def _borrow(self, deadline: float) -> Line:
+    def _borrow(self, deadline: Deadline) -> Line:
         with self._changed:
-            while not self._free:
-                if self._made < self._lines_max:
-                    self._made += 1
-                    return Line(self._connector.connect(), f"{self._client}-{self._made}")
-                timeout_s = deadline - time.monotonic()
-                if timeout_s <= 0 or not self._changed.wait(timeout_s):
-                    message = f"all {self._lines_max} lines to the actor are busy; raise lines_max or ask less often"
-                    raise ActorUnavailable(message, timeout_s=0)
-            return self._free.pop()
+            self._changed.wait_for(lambda: self._closed or self._free or self._made < self._lines_max, deadline.left_s)
+            if self._closed:
+                raise ClosedError("the client is closed")
+            if self._free:
+                return self._free.pop()
+            if self._made == self._lines_max:
+                message = f"all {self._lines_max} lines to the actor are busy; raise lines_max or ask less often"
+                raise ActorUnavailable(message, timeout_s=deadline.timeout_s)
+            line = Line(self._connector.connect(), f"{self._client}-{self._made + 1}")
+            self._made += 1
+            return line
+
+    def _give_back(self, line: Line) -> None:
+        with self._changed:
+            self._free.append(line)
+            self._changed.notify()
+            if self._closed:
+                self._close_free()
 
     def close(self) -> None:
-        """Close the lines that are free; a busy one is closed by the end of its question's process."""
+        """Close the lines: those that are free now, the others when their question is answered."""
         with self._changed:
-            for line in self._free:
-                line.close()
-            self._free.clear()
+            self._closed = True
+            self._changed.notify_all()
+            self._close_free()
+
+    def _close_free(self) -> None:
+        while self._free:
+            self._free.pop().close()

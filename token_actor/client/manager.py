@@ -8,19 +8,22 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from token_actor.client.questions import WINDOW_S_MAX
 from token_actor.client.recording import make_event
 from token_actor.core.analytics import (
     Analytics,
     HistoryEntry,
     SessionFigures,
     SessionRules,
+    check_number,
     context_usage_pct,
     history_entry,
     predict_overflow,
     session_analytics,
 )
 from token_actor.core.export import export_metrics, summary_text
-from token_actor.core.usage import check_count, check_message_id
+from token_actor.core.usage import TOKEN_KINDS, check_count, check_message_id
+from token_actor.errors import InvalidValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,13 +101,27 @@ class SharedTokenManager:
         return predict_overflow(used, estimated_tokens, self.context_window_limit)
 
     def get_usage_history(self, limit: int = 10) -> list[HistoryEntry]:
-        """Return the last calls, newest first, at most ``limit`` and at most ``history_size``."""
-        return self._history(self._ask(history_limit=max(0, min(limit, self.history_size))))
+        """Return the last calls, newest first, at most ``limit`` and at most ``history_size``.
 
-    def check_rate_limit(self, window_seconds: float, max_tokens: int) -> bool:
-        """Tell whether the session used at most ``max_tokens`` in the last ``window_seconds``."""
+        Raises ``InvalidValue`` when ``limit`` is not a positive int.
+        """
+        count = int(_check_positive("limit", check_count("limit", limit)))
+        return self._history(self._ask(history_limit=min(count, self.history_size)))
+
+    def check_rate_limit(self, window_seconds: float, max_tokens: float) -> bool:
+        """Tell whether the session used at most ``max_tokens`` in the last ``window_seconds``.
+
+        What lies before a reset does not count. Raises ``InvalidValue`` naming the argument that is
+        not a number above 0.
+        """
+        window_s = _check_positive("window_seconds", window_seconds)
+        allowed = _check_positive("max_tokens", max_tokens)
+        figures = self._ask()["figures"]
+        if window_s >= figures["uptime_s"] or window_s > WINDOW_S_MAX:  # all since the start, or the last reset
+            used: int = sum(figures[kind] for kind in TOKEN_KINDS)
+            return used <= allowed
         return self._questions.check_rate_limit(
-            window_seconds, max_tokens, tenant=self._names["tenant"], session=self._names["session"]
+            window_s, allowed, tenant=self._names["tenant"], session=self._names["session"]
         )
 
     def get_analytics(self) -> Analytics:
@@ -166,3 +183,10 @@ class SharedTokenManager:
                 cumulative_output,
             ) in answer["history"]
         ]
+
+
+def _check_positive(field: str, value: object) -> float:
+    number = check_number(field, value)
+    if number <= 0:
+        raise InvalidValue(field, f"must be positive, not {number}")
+    return number

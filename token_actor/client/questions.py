@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from token_actor.client.report import fleet_summary
 from token_actor.core.analytics import check_number, predict_overflow
 from token_actor.core.export import export_csv, export_json
-from token_actor.core.queries import HISTORY_MAX
+from token_actor.core.queries import HISTORY_MAX, WINDOW_MS_MAX
+from token_actor.core.series import check_selector
 from token_actor.core.usage import COUNTS, DEFAULT_TENANT, DIMENSIONS, check_count
 from token_actor.errors import InvalidQuestion, InvalidValue
 from token_actor.wire.events import timestamp_to_ms
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from token_actor.client.engine import Engine
 
 Moment: TypeAlias = "float | str | datetime | None"  # unix seconds, ISO 8601 with a zone, or aware; None: no bound
+WINDOW_S_MAX: Final = WINDOW_MS_MAX // 1000
 EXPORT_FORMATS: Final = ("json", "csv")
 HISTORY_CELLS: Final = (
     "timestamp", *DIMENSIONS, *COUNTS, "total_tokens", "cost_usd", "message_id", "exactness", "clamped", "inconsistent",
@@ -110,10 +112,13 @@ class Questions:
     def tokens_in_window(
         self, window_seconds: float, *, stale_ok: bool = False, timeout_s: float | None = None, **selector: str
     ) -> int:
-        """Return the tokens of all four kinds of the last ``window_seconds``, by the server's clock."""
-        if not check_number("window_seconds", window_seconds) > 0:
-            raise InvalidQuestion("window_seconds", f"must be above 0, not {window_seconds!r}")
-        arguments = {"selector": selector, "window_ms": max(1, round(min(window_seconds, 1e9) * 1000))}
+        """Return the tokens of all four kinds of the last ``window_seconds``, by the server's clock.
+
+        The window has at most 35 days; nothing that was used is older than that when it is reported.
+        """
+        if not 0 < check_number("window_seconds", window_seconds) <= WINDOW_S_MAX:
+            raise InvalidQuestion("window_seconds", f"must be above 0, at most {WINDOW_S_MAX}, not {window_seconds!r}")
+        arguments = {"selector": selector, "window_ms": max(1, round(window_seconds * 1000))}
         answer = self._ask("window", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
         tokens: int = answer["tokens"]
         return tokens
@@ -121,7 +126,7 @@ class Questions:
     def check_rate_limit(
         self,
         window_seconds: float,
-        max_tokens: int,
+        max_tokens: float,
         *,
         stale_ok: bool = False,
         timeout_s: float | None = None,
@@ -131,6 +136,7 @@ class Questions:
 
         A view of the past: it does not reserve anything.
         """
+        check_number("max_tokens", max_tokens)
         used = self.tokens_in_window(window_seconds, stale_ok=stale_ok, timeout_s=timeout_s, **selector)
         return used <= max_tokens
 
@@ -144,7 +150,7 @@ class Questions:
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
         """Return the figures of one session since its last reset, and its newest events."""
-        selector = {"tenant": self.tenant_of(tenant), "session": session}
+        selector = {"tenant": tenant_of(self.client_names, tenant), "session": session}
         arguments = {"selector": selector, "limit": min(history_limit, HISTORY_MAX)}
         return self._ask("session", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
 
@@ -194,12 +200,8 @@ class Questions:
         """Return the totals added up in every way there is, and the differences, of which there are none."""
         return self._ask("books", {}, self._only_tenant(tenant), stale_ok=False, timeout_s=timeout_s)
 
-    def tenant_of(self, tenant: str | None) -> str:
-        """Return the tenant meant: the one named, else the client's, else the default."""
-        return tenant or self.client_names.get("tenant") or DEFAULT_TENANT
-
     def _only_tenant(self, tenant: str | None) -> dict[str, str]:
-        return {"tenant": self.tenant_of(tenant)}
+        return {"tenant": tenant_of(self.client_names, tenant)}
 
     def _ask(
         self,
@@ -210,8 +212,13 @@ class Questions:
         stale_ok: bool,
         timeout_s: float | None,
     ) -> dict[str, Any]:
-        tenant = selector.get("tenant")
+        tenant = check_selector(dict(selector)).get("tenant")
         return dict(self._engine.ask(kind, arguments, tenant=tenant, stale_ok=stale_ok, timeout_s=timeout_s))
+
+
+def tenant_of(client_names: Mapping[str, str], tenant: str | None) -> str:
+    """Return the tenant meant: the one named, else the client's, else the default."""
+    return tenant or client_names.get("tenant") or DEFAULT_TENANT
 
 
 def _ms(field: str, moment: Moment) -> int | None:

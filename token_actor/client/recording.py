@@ -61,7 +61,7 @@ def make_event(  # noqa: PLR0913 - one keyword for each thing known about a call
         check_exactness(exactness) | (UNPRICED if cost is None else 0),
         int(time.time() * 1000) if timestamp is None else timestamp_to_ms(timestamp),
         check_message_id(message_id),
-        check_tags(tags),
+        check_tags(dict(tags) if isinstance(tags, dict) else tags),  # ours: the caller may change his own afterwards
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from token_actor.client.deadline import check_timeout
+from token_actor.core.analytics import check_number
 from token_actor.core.usage import DIMENSIONS, check_name
 from token_actor.errors import InvalidValue
 from token_actor.wire.batches import EVENTS_MAX
@@ -51,7 +52,7 @@ class ClientSettings:
             value = getattr(self, setting)
             if type(value) is not int or not least <= value <= most:
                 raise InvalidValue(setting, f"must be an int between {least} and {most}, not {value!r}")
-        if not 0 < self.timeout_s < math.inf:
-            raise InvalidValue("timeout_s", f"must be above 0 seconds, not {self.timeout_s!r}")
-        if not 0 <= self.resend_share <= 1:
+        if check_timeout(self.timeout_s) == 0:
+            raise InvalidValue("timeout_s", "must be above 0 seconds")
+        if not 0 <= check_number("resend_share", self.resend_share) <= 1:
             raise InvalidValue("resend_share", f"must be between 0 and 1, not {self.resend_share!r}")

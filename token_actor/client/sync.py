@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from token_actor.client.manager import SharedTokenManager
-from token_actor.client.questions import Questions
+from token_actor.client.questions import Questions, tenant_of
 from token_actor.client.recording import make_event
 from token_actor.core.analytics import SessionRules
 from token_actor.errors import InvalidValue
@@ -95,7 +95,7 @@ def session_names(face: Questions, session: str | None, dimensions: dict[str, st
     names = {**face.client_names, **dimensions}
     if session is not None:
         names["session"] = session
-    names["tenant"] = face.tenant_of(names.get("tenant"))
+    names["tenant"] = tenant_of(face.client_names, names.get("tenant"))
     make_event(names)  # refuses a name that could not be recorded, now rather than later
     if not names.get("session"):
         raise InvalidValue("session", "must be named, here or when the client is made", reason="bad_name")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLD_ABOVE: Final = 0.75  # the share of the rows above which idle sessions are folded
 FOLD_DOWN_TO: Final = 0.5  # so that folding, which looks at every row, is rare
+_TENANT: Final = DIMENSIONS.index("tenant")
 _SESSION: Final = DIMENSIONS.index("session")
 
 
@@ -46,12 +47,20 @@ def fold_idle_sessions(ledger: Ledger, rows_kept: int) -> None:
 
 
 def _longest_idle(ledger: Ledger, count: int) -> Int64s:
-    """Return up to ``count`` rows that have a session, the longest idle first."""
+    """Return about ``count`` rows that have a session, the longest idle sessions first.
+
+    A session goes as a whole: the rest of one would be shown with too little, less than at its reset.
+    """
     codes = ledger.series.codes[_SESSION, : len(ledger.series)]
     unnamed = [ledger.series.code("session", name) for name in ("", OTHER)]
     rows = np.flatnonzero(~np.isin(codes, [code for code in unnamed if code is not None]))
-    order = np.argsort(ledger.last_ms[rows], kind="stable")
-    return rows[order[:count]]
+    tenants = ledger.series.codes[_TENANT, rows].astype(np.int64)
+    _, sessions = np.unique(tenants * len(ledger.series.names[_SESSION]) + codes[rows], return_inverse=True)
+    last_ms = np.zeros(len(rows), dtype=np.int64)
+    np.maximum.at(last_ms, sessions, ledger.last_ms[rows])
+    order = np.lexsort((sessions, last_ms[sessions]))
+    ends = np.flatnonzero(np.diff(sessions[order], append=-1)) + 1
+    return rows[order[: ends[ends >= count].min(initial=len(rows))]]
 
 
 def _move_counters(ledger: Ledger, new_rows: Int64s, count: int) -> None:

@@ -89,21 +89,20 @@ class Ledger:
 
     def apply(self, columns: Columns) -> list[Rejection]:
         """Count the events of one read, at least one; return what of them cannot be counted."""
-        if len(self.series) + len(columns.keys) > self._rows_max * FOLD_ABOVE:
-            hours = self._log_times(columns) // _HOUR_MS
-            begins = int(np.searchsorted(hours, self.log_ms // _HOUR_MS, side="right"))
-            if begins < len(columns):
-                return self._apply_over_the_hour(columns, begins)
-        return self._apply(columns)
+        rejections: list[Rejection] = []
+        while (begins := self._new_hour(columns)) < len(columns):
+            before, columns = columns.split(begins)
+            if begins:
+                rejections += self._apply(before)
+            self.advance(int(columns.log_ms[0]))
+        return rejections + self._apply(columns)
 
-    def _apply_over_the_hour(self, columns: Columns, begins: int) -> list[Rejection]:
-        """Count the events before a new hour of the log, fold idle sessions, and count the others."""
-        before, after = columns.split(begins)
-        rejections = self._apply(before) if begins else []
-        if len(self.series) > self._rows_max * FOLD_ABOVE:
-            fold_idle_sessions(self, int(self._rows_max * FOLD_DOWN_TO))
-        self.advance(int(after.log_ms[0]))
-        return rejections + self.apply(after)
+    def _new_hour(self, columns: Columns) -> int:
+        """Return the first event in a new hour of the log, if idle sessions may have to be folded before it."""
+        if len(self.series) + len(columns.keys) <= self._rows_max * FOLD_ABOVE:
+            return len(columns)
+        hours = self._log_times(columns) // _HOUR_MS
+        return int(np.searchsorted(hours, self.log_ms // _HOUR_MS, side="right"))
 
     def _apply(self, columns: Columns) -> list[Rejection]:
         rows, bad_keys = self.series.resolve(columns.keys)
@@ -132,7 +131,12 @@ class Ledger:
         return rejections
 
     def advance(self, log_ms: int) -> None:
-        """Move the log time forward to ``log_ms``; it never moves back."""
+        """Move the log time forward to ``log_ms``; it never moves back.
+
+        Where it enters a new hour, idle sessions are folded if the rows might run out.
+        """
+        if log_ms // _HOUR_MS > self.log_ms // _HOUR_MS and len(self.series) > self._rows_max * FOLD_ABOVE:
+            fold_idle_sessions(self, int(self._rows_max * FOLD_DOWN_TO))
         self.log_ms = max(self.log_ms, log_ms)
         self.frames.advance(self.log_ms)
 

@@ -173,7 +173,7 @@ def seconds_to_ms(field: str, value: object) -> int:
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidValue(field, "must be finite", reason="type")
     most = TIME_MS_MAX // 1000
-    return int(max(-most, min(most, value)) * 1000)
+    return round(max(-most, min(most, value)) * 1000)
 
 
 @lru_cache(maxsize=_SERIES_CACHED)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from token_actor.errors import BadEntry, InvalidValue
 from token_actor.operations.places import all_keys
-from token_actor.wire.messages import DeadLetter
 from token_actor.wire.entries import log_ms_of
+from token_actor.wire.messages import DeadLetter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

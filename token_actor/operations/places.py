@@ -9,8 +9,8 @@ from token_actor.actor.snapshots import list_manifests
 from token_actor.core.usage import DEFAULT_TENANT
 from token_actor.errors import ServerRefused
 from token_actor.transport.ports import FIRST, Delete
-from token_actor.wire.keys import Keys, partition_of
 from token_actor.wire.entries import id_pair
+from token_actor.wire.keys import Keys, partition_of
 
 if TYPE_CHECKING:
     from token_actor.client.questions import Questions

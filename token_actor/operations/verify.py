@@ -14,8 +14,8 @@ from token_actor.actor.snapshots import list_manifests
 from token_actor.core.queries import answer
 from token_actor.errors import SnapshotError
 from token_actor.operations.places import partition_count, tenant_in
-from token_actor.wire.keys import Keys
 from token_actor.wire.entries import id_pair
+from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -127,7 +127,7 @@ def _compared(
     """Yield what a rebuild makes of the log in another way than the actor, first for the older answer."""
     for kind, told in (("books", books), ("status", status)):
         until = told["offset"].encode()
-        replay(connection, keys, rebuilt, epoch=0, on_read=lambda folded, entries: None, until=until)
+        replay(connection, keys, rebuilt, epoch=0, on_read=lambda *_: None, until=until)
         again = {**answer(rebuilt.ledger, kind, {}, 0), "entries": rebuilt.position.entries}
         expected = _flat({name: told[name] for name in again if name != "differences"})
         found = _flat({name: again[name] for name in again if name != "differences"})

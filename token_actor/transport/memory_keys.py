@@ -69,8 +69,8 @@ class Keyspace:
         """Return up to ``count`` entries per stream with ids above those given."""
         found = {}
         for key, entry_id in after.items():
-            last_read = _parse_id(entry_id)
             stream = self.value(key, Stream)
+            last_read = _parse_id(entry_id)
             if stream is not None and (entries := stream.after(last_read, count)):
                 found[key] = entries
         return found

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from token_actor.errors import ServerRefused
 
-# A stream entry: its id, and its fields as name, value, name, value, ... It is a pair to unpack and
-# not to change: a server's reply is passed on as it was parsed, so it may be a list of two.
 Outcome: TypeAlias = "bytes | int | ServerRefused | None"  # what one operation of a write came to
 
 FIRST = b"0-0"  # reads after this id start with the oldest entry

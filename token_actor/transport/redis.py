@@ -135,7 +135,7 @@ class RedisConnection:
     ) -> dict[bytes, list[Entry]]:
         """See ``ports.Reader``."""
         reply = self._ask(_xread(after, count=count, block_ms=block_ms), wait_ms=block_ms)
-        return {} if reply is None else dict(reply)
+        return dict(reply) if reply else {}
 
     def range(
         self, key: bytes, *, start: bytes = b"-", end: bytes = b"+", count: int, newest_first: bool = False
@@ -189,7 +189,7 @@ class RedisConnection:
             answers = self._reply(block_ms)
         if isinstance(answers, ServerRefused):
             raise answers
-        return question_id, [] if answers is None else answers[0][1]
+        return question_id, answers[0][1] if answers else []
 
     def server_facts(self) -> dict[str, str]:
         """See ``ports.Inspector``."""

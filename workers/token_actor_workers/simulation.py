@@ -2,8 +2,8 @@
 
 Every agent has a role, and works in sessions. A session's context grows with each call: what was said
 so far is sent again, mostly read from the provider's prompt cache; the new part is uncached input, or
-is written to the cache by providers that charge for that. Near the end of the context window the
-session is compacted, or a new one begins. Calls come in bursts, as when an agent uses tools.
+is written to the cache by providers that charge for that. When its task is done a session ends, and near
+the end of the context window it is compacted or ends. Calls come in bursts, as when an agent uses tools.
 
 Prices are list prices of 2025, in nano-USD per token; they illustrate, and nobody is charged by them.
 """
@@ -21,6 +21,7 @@ CACHE_LIFE_CALLS: Final = 0.97  # share of the calls that come before the provid
 BURST_SHARE: Final = 0.08
 BURST_CALLS: Final = (4, 12)
 BURST_PAUSE: Final = 0.1  # of the usual pause
+DONE_SHARE: Final = 0.03  # of the calls are the last of their task, and so of their session
 FULL: Final = 0.8  # of the context window: time to compact, or to begin anew
 COMPACTED: Final = 0.15
 COMPACTING_SHARE: Final = 0.6  # of the sessions that are full are compacted, the others end
@@ -154,7 +155,9 @@ class Agent:
 
     def next_call(self) -> dict[str, Any]:
         """Return the keywords of ``record`` for the next call of this agent."""
-        if self._context > FULL * self._model.window:
+        if self._random.random() < DONE_SHARE:
+            self._begin()
+        elif self._context > FULL * self._model.window:
             self._make_room()
         random, model = self._random, self._model
         new = self._around(self.role.input_tokens)

@@ -1,0 +1,210 @@
+"""Questions: what was used, by whom and when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from token_actor.cli.options import (
+    TIMEOUT_S,
+    Agent,
+    AsJson,
+    GroupBy,
+    Model,
+    Namespace,
+    Project,
+    Provider,
+    Redis,
+    Session,
+    Since,
+    Tenant,
+    Timeout,
+    Until,
+    User,
+    dimensions,
+    open_client,
+    selector_of,
+)
+from token_actor.cli.output import UNPRICED, answers, cost, local_time, number, print_json, usd
+from token_actor.cli.tables import Column, print_figures, print_table
+from token_actor.core.usage import DIMENSIONS, NANO_PER_USD
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LARGEST_BY = ("model", "agent", "session")
+LARGEST = 5
+_COUNTERS = (  # title, counter, rank
+    ("requests", "requests", 1),
+    ("input", "input_tokens", 2),
+    ("output", "output_tokens", 2),
+    ("cache read", "cache_read_tokens", 3),
+    ("cache write", "cache_write_tokens", 4),
+    ("reasoning", "reasoning_tokens", 5),
+    ("total", "total_tokens", 0),
+)
+
+
+def summary(
+    *,
+    redis: Redis = None,
+    namespace: Namespace = None,
+    timeout: Timeout = TIMEOUT_S,
+    tenant: Tenant = None,
+    project: Project = None,
+    user: User = None,
+    agent: Agent = None,
+    session: Session = None,
+    provider: Provider = None,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show totals, and the largest models, agents and sessions."""
+    selector = selector_of(
+        tenant=tenant, project=project, user=user, agent=agent, session=session, provider=provider, model=model
+    )
+    with open_client(redis, namespace, timeout) as client:
+        largest = {by: client.analytics([by], limit=LARGEST, **selector) for by in LARGEST_BY}
+    total = {name: value for name, value in largest["model"].items() if not name.startswith("group")}
+    if as_json:
+        print_json({"selector": selector, "total": total, "largest": {by: a["groups"] for by, a in largest.items()}})
+        return
+    console = answers()
+    console.print(_scope(selector), style="bold")
+    print_figures(console, _figures(total))
+    for by, answer in largest.items():
+        named = [group for group in answer["groups"] if group[by] is not None]
+        if named:
+            console.print()
+            print_table(console, group_columns([by], named))
+            if answer["groups_omitted"]:
+                console.print(f"  and {answer['groups_omitted']:,} more", style="dim")
+
+
+def analytics(
+    *,
+    redis: Redis = None,
+    namespace: Namespace = None,
+    timeout: Timeout = TIMEOUT_S,
+    group_by: GroupBy = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Only the largest groups.")] = None,
+    tenant: Tenant = None,
+    project: Project = None,
+    user: User = None,
+    agent: Agent = None,
+    session: Session = None,
+    provider: Provider = None,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show sums over what is selected, as a whole and by group."""
+    groups = dimensions(group_by)
+    selector = selector_of(
+        tenant=tenant, project=project, user=user, agent=agent, session=session, provider=provider, model=model
+    )
+    with open_client(redis, namespace, timeout) as client:
+        answer = client.analytics(groups, since, until, limit=limit, **selector)
+    if as_json:
+        print_json(answer)
+        return
+    console = answers()
+    console.print(_scope(selector) + _span(answer), style="bold")
+    print_figures(console, _figures(answer))
+    if groups:
+        console.print()
+        print_table(console, group_columns(groups, answer["groups"]))
+        if answer["groups_omitted"]:
+            console.print(f"  and {answer['groups_omitted']:,} more groups", style="dim")
+
+
+def history(
+    *,
+    redis: Redis = None,
+    namespace: Namespace = None,
+    timeout: Timeout = TIMEOUT_S,
+    limit: Annotated[int, typer.Option(min=0, help="How many events.")] = 10,
+    tenant: Tenant = None,
+    project: Project = None,
+    user: User = None,
+    agent: Agent = None,
+    session: Session = None,
+    provider: Provider = None,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the last events, newest first."""
+    selector = selector_of(
+        tenant=tenant, project=project, user=user, agent=agent, session=session, provider=provider, model=model
+    )
+    with open_client(redis, namespace, timeout) as client:
+        events = client.history(limit, **selector)
+    if as_json:
+        print_json({"history": events})
+    elif events:
+        print_table(answers(), _event_columns(events))
+    else:
+        answers().print("no events")
+
+
+def group_columns(group_by: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return the columns of an answer by group: the names, then sums; those that are 0 throughout go first."""
+    columns = [
+        Column(title=by, cells=[group[by] or "-" for group in groups], name=True, style="cyan") for by in group_by
+    ]
+    for title, counter, rank in _COUNTERS:
+        if any(group[counter] for group in groups) or rank < 2:  # noqa: PLR2004 - requests and total always stay
+            columns.append(Column(title=title, cells=[number(group[counter]) for group in groups], rank=rank))
+    columns.append(Column(title="cost", cells=[cost(group) for group in groups], rank=1))
+    return columns
+
+
+def _figures(total: Mapping[str, Any]) -> list[tuple[str, str]]:
+    figures = [(title, number(total[counter])) for title, counter, _ in _COUNTERS]
+    figures.append(("cost", _whole_cost(total)))
+    if total.get("duplicates"):
+        figures.append(("duplicates dropped", number(total["duplicates"])))
+    if total.get("last_seen"):
+        figures.append(("last event", local_time(total["last_seen"])))
+    return figures
+
+
+def _whole_cost(total: Mapping[str, Any]) -> str:
+    unpriced = total.get("unpriced", 0)
+    known = unpriced and unpriced < total["requests"]
+    return f"{usd(total['cost_nanousd'])} + {number(unpriced)} requests {UNPRICED}" if known else cost(total)
+
+
+def _scope(selector: Mapping[str, str]) -> str:
+    return ", ".join(f"{dimension} {name}" for dimension, name in selector.items()) or "Everything"
+
+
+def _span(answer: Mapping[str, Any]) -> str:
+    if answer["since"] is None:
+        return ""
+    begin = f" from {local_time(answer['since'])}" if answer["since"] else ""
+    return f"{begin} until {local_time(answer['until'])}"
+
+
+def _event_columns(events: Sequence[Mapping[str, Any]]) -> list[Column]:
+    columns = [Column(title="time", cells=[local_time(event["timestamp"]) for event in events], rank=1)]
+    ranks = {"agent": 0, "model": 0, "session": 2, "project": 5, "user": 6, "provider": 7, "tenant": 8}
+    for dimension in sorted(DIMENSIONS, key=ranks.__getitem__):
+        if any(event[dimension] for event in events):
+            cells = [event[dimension] or "-" for event in events]
+            columns.append(Column(title=dimension, cells=cells, rank=ranks[dimension], name=True, style="cyan"))
+    for title, counter, rank in _COUNTERS[1:]:
+        if any(event[counter] for event in events) or rank == 0:
+            columns.append(Column(title=title, cells=[number(event[counter]) for event in events], rank=rank))
+    columns.append(Column(title="cost", cells=[_event_cost(event) for event in events], rank=3))
+    if any(event["message_id"] for event in events):
+        cells = [event["message_id"] or "-" for event in events]
+        columns.append(Column(title="message id", cells=cells, rank=4, name=True, style="dim"))
+    return columns
+
+
+def _event_cost(event: Mapping[str, Any]) -> str:
+    known = event["cost_usd"]
+    return UNPRICED if known is None else usd(round(known * NANO_PER_USD))

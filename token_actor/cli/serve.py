@@ -1,0 +1,124 @@
+"""Serve: an actor until a signal says that it is enough, with a server of its own if asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from token_actor.cli.logs import start_logging
+from token_actor.cli.options import CONNECTION, Namespace, Redis, target_of
+from token_actor.embedded import EmbeddedServer
+from token_actor.errors import TokenActorError
+from token_actor.service import actor_settings, connector_of, run_actor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from token_actor.actor.loop import ActorSettings
+    from token_actor.transport.ports import Connector
+
+ENDED: Final = "ended"
+_EMBEDDED: Final = "The embedded server"
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    *,
+    redis: Redis = None,
+    namespace: Namespace = None,
+    partition: Annotated[int, typer.Option(min=0, help="Which partition.", rich_help_panel=CONNECTION)] = 0,
+    partitions: Annotated[
+        int, typer.Option(min=1, help="How many there are; fixed by the first actor.", rich_help_panel=CONNECTION)
+    ] = 1,
+    embedded: Annotated[bool, typer.Option(help="Run the server too.", rich_help_panel=_EMBEDDED)] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Its data, kept.", rich_help_panel=_EMBEDDED, file_okay=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Its port; else a free one.", rich_help_panel=_EMBEDDED)
+    ] = None,
+    log_json: Annotated[bool, typer.Option(help="Log as JSON lines.")] = False,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Run an actor, leading or standing by, until SIGTERM or Ctrl-C."""
+    if embedded and redis is not None:
+        raise typer.BadParameter("--embedded runs a server, so --redis names one too many")
+    if not embedded and (data is not None or port is not None):
+        raise typer.BadParameter("--data and --port are for the server that --embedded runs")
+    if partition >= partitions:
+        raise typer.BadParameter(f"--partition must be below --partitions, which is {partitions}")
+    start_logging(as_json=log_json)
+    with stop_requests(supervised=supervised) as requests, ExitStack() as stack:
+        if embedded:
+            server = stack.enter_context(EmbeddedServer(data, port))
+            redis = server.url
+            print(redis, flush=True)  # noqa: T201 - the one thing on stdout, for scripts to read
+            log.info("The embedded server runs", extra={"action": "embedded_server", "url": redis})
+        target = target_of(redis, namespace)
+        settings = actor_settings(target.namespace, partition=partition, partitions=partitions)
+        run_until_asked(connector_of(target.url, target.namespace), settings, requests)
+
+
+def run_until_asked(connector: Connector, settings: ActorSettings, requests: SimpleQueue[str]) -> None:
+    """Run an actor until the first request to stop; waits then until it has drained and taken a snapshot.
+
+    A second request ends it where it is, and so loses nothing either: the next start reads the log again.
+    """
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            run_actor(connector, settings, stop)
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that waits
+            failures.append(error)
+        requests.put(ENDED)
+
+    log.info("Starting", extra={"action": "starting", "server": connector.address, "holder": settings.holder})
+    threading.Thread(target=run, name="token-actor", daemon=True).start()
+    while (request := requests.get()) != ENDED:
+        if stop.is_set():
+            raise TokenActorError(f"ended at once, by a second request ({request}); the next start takes longer")
+        log.info("Stopping", extra={"action": "stopping", "request": request})
+        stop.set()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def stop_requests(*, supervised: bool) -> Iterator[SimpleQueue[str]]:
+    """Lend a queue of what asks this program to stop: signals, and with ``supervised`` the end of stdin.
+
+    A queue and no ``threading.Event``: a signal's handler may not take a lock that the interrupted
+    thread holds.
+    """
+    requests: SimpleQueue[str] = SimpleQueue()
+
+    def take(number: int, _frame: object) -> None:
+        requests.put(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGTERM, signal.SIGINT)}
+    if supervised:
+        threading.Thread(target=_until_stdin_ends, args=(requests,), name="stdin", daemon=True).start()
+    try:
+        yield requests
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action or signal.SIG_DFL)
+
+
+def _until_stdin_ends(requests: SimpleQueue[str]) -> None:
+    """Wait until whoever started this program is gone, however it went."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    requests.put("end of stdin")
