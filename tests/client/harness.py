@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +29,6 @@ from token_actor.wire.keys import Keys
 from token_actor.wire.messages import DeadLetter
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from token_actor.transport.ports import Connection, Connector, Entry
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 JOIN_S = 20.0  # what takes longer hangs
 POLL_S = 0.001
+SLACK_S = 1.0  # how late a busy machine may wake a thread
 
 
 def wait_until(reached: Callable[[], object]) -> None:
@@ -84,6 +85,10 @@ class Gate(TcpProxy):
         """Pass on what both sides say; while the server is away, hang up."""
         if not self.away:
             super().serve(client)
+
+    def _keep(self, each: socket.socket) -> None:
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super()._keep(each)
 
     def go_away(self) -> None:
         """Break every connection, and let no new one through."""

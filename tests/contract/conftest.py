@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fakeredis
 import pytest
+import redis
 
 from tests.contract.subjects import FAKEREDIS, MEMORY, VALKEY, Subject
 from token_actor.transport.memory import MemoryServer
@@ -15,7 +16,10 @@ from token_actor.transport.redis import RedisConnector
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from token_actor.embedded import EmbeddedServer
     from token_actor.transport.ports import Connection, Connector
+    from token_actor.transport.redis import RedisConnection
+
 
 def _connector(name: str, request: pytest.FixtureRequest) -> Connector:
     if name == MEMORY:
@@ -48,6 +52,33 @@ def connection(subject: Subject) -> Connection:
 def key(namespace: str) -> Callable[[str], bytes]:
     """Name a key of this test."""
     return lambda name: f"{{{namespace}:0}}:{name}".encode()
+
+
+@pytest.fixture
+def open_connection() -> Iterator[Callable[..., RedisConnection]]:
+    """Open connections that close with the test."""
+    opened = []
+
+    def open_one(url: str, **settings: Any) -> RedisConnection:
+        opened.append(RedisConnector(url, **settings).connect())
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def direct(open_connection: Callable[..., RedisConnection], server_url: str) -> RedisConnection:
+    """A connection that nothing disturbs."""
+    return open_connection(server_url)
+
+
+@pytest.fixture
+def admin(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """Somebody who may make users."""
+    with redis.Redis(port=server.port) as client:
+        yield client
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,7 @@ The leader, a recovery and ``verify`` all go through here. Effects are returned,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,9 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
 def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) -> list[Rejection]:
     command = placed.command
     try:
-        result = execute(ledger, command, placed.log_ms)
+        result, rejections = execute(ledger, command, placed.log_ms)
         answer = Answer(request_id=command.request_id, epoch=epoch, result=result)
-        rejections = []
+        rejections = [replace(rejection, entry=placed.entry, position=None) for rejection in rejections]
     except InvalidValue as problem:
         answer = Answer(request_id=command.request_id, epoch=epoch, problem=problem)
         rejections = [Rejection(placed.entry, None, problem.reason, str(problem))]

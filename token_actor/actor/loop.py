@@ -92,6 +92,7 @@ class Actor:
         self._snapshot_position = Position(offset=FIRST, entries=0)
         self._snapshot_due_ms = 0
         self._lease_due_ms = 0
+        self._standing_by = False
 
     def run(self) -> None:
         """Serve until asked to stop, through every loss of connection and of the lease.

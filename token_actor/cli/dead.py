@@ -54,8 +54,8 @@ def _columns(letters: Sequence[dict[str, Any]]) -> list[Column]:
         Column(title="time", cells=[local_time(letter["time"]) for letter in letters], rank=2),
         Column(title="field", cells=[letter["field"] or "-" for letter in letters], rank=3, name=True),
         Column(title="events", cells=events, rank=4),
-        Column(title="reason", cells=[letter["reason"] for letter in letters], rank=0, name=True, style="red"),
-        Column(title="detail", cells=[letter["detail"] for letter in letters], rank=1, name=True),
+        Column(title="reason", cells=[letter["reason"] for letter in letters], name=True, style="red"),
+        Column(title="detail", cells=[letter["detail"] for letter in letters], name=True, least=40),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from token_actor.cli.options import (
+    TIMEOUT_S,
     Agent,
     Model,
     Namespace,
@@ -31,7 +32,6 @@ from token_actor.errors import InvalidValue
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
-EXPORT_TIMEOUT_S = 30.0  # for each page of 2,000 events, not for the whole
 STDOUT = Path("-")
 
 
@@ -39,7 +39,7 @@ def export(
     *,
     redis: Redis = None,
     namespace: Namespace = None,
-    timeout: Timeout = EXPORT_TIMEOUT_S,
+    timeout: Timeout = TIMEOUT_S,
     export_format: Annotated[str, typer.Option("--format", metavar="|".join(EXPORT_FORMATS), help="Format.")] = "json",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File; - is stdout.")] = STDOUT,
     limit: Annotated[int | None, typer.Option(min=0, help="At most so many events, the newest.")] = None,

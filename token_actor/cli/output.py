@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PLAIN_WIDTH: Final = 2_000  # a pipe has no right margin: nothing is cut
+LINES_TOLD: Final = 3
 UNPRICED: Final = "unpriced"
 SMALL_USD: Final = 1  # below it, cents are too coarse
 
@@ -68,7 +69,9 @@ def note(text: str, *, style: str = "dim") -> None:
 
 def complain(error: object) -> None:
     """Say on one line of stderr why a command failed, and what to do."""
-    text = " ".join(str(error).split())
+    lines = str(error).splitlines()
+    told = lines if len(lines) <= LINES_TOLD else [lines[0], "...", *lines[-2:]]  # a server's log tells it at its end
+    text = " ".join(" ".join(told).split())
     notes().print(f"token-actor: {text}{_advice(error)}", style="red", soft_wrap=True)
 
 
@@ -84,10 +87,15 @@ def number(value: int | None) -> str:
 
 
 def cost(sums: Mapping[str, Any]) -> str:
-    """Return what something cost; ``unpriced`` where nobody knows, ``+ ?`` where it is more than is known."""
-    unpriced, requests = sums.get("unpriced", 0), sums["requests"]
+    """Return what something cost; ``unpriced`` where nobody knows, ``+ ?`` where it is more than is known.
+
+    Sums over a span of time do not say how many requests are unpriced: nothing is then ``-``.
+    """
+    unpriced, requests = sums.get("unpriced"), sums["requests"]
     if requests and unpriced == requests:
         return UNPRICED
+    if unpriced is None and not sums["cost_nanousd"]:
+        return "-"
     return usd(sums["cost_nanousd"]) + (" + ?" if unpriced else "")
 
 

@@ -49,8 +49,9 @@ class Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put((self, line.decode("utf-8", "replace")))
+        with self._process.stdout as printed:
+            for line in printed:
+                self._lines.put((self, line.decode("utf-8", "replace")))
         self._process.wait()
         self._lines.put((self, ""))
 
@@ -84,16 +85,17 @@ class Child:
             self._process.wait()
 
     def end_text(self) -> str:
-        """Say how it ended, with the last line it said on stderr."""
+        """Say how it ended, and why, if it was not a signal: the last line it said on stderr."""
         code = self.code
         if code is None:
-            how = "is running"
-        else:
-            how = f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+            return f"{self.name} is running"
+        if code < 0:
+            return f"{self.name} was ended by {signal.Signals(-code).name}"
         self._stderr.seek(0, 2)
         self._stderr.seek(max(0, self._stderr.tell() - SAID_BYTES))
         said = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return f"{self.name} {how}" + (f": {said[-1].removeprefix('token-actor: ')}" if said else "")
+        why = f": {said[-1].removeprefix('token-actor: ')}" if said else ""
+        return f"{self.name} ended with status {code}{why}"
 
     def close(self) -> None:
         """Let go of the pipes of a child that has ended."""

@@ -28,7 +28,7 @@ from token_actor.cli.options import (
 )
 from token_actor.cli.output import UNPRICED, answers, cost, local_time, number, print_json, usd
 from token_actor.cli.tables import Column, print_figures, print_table
-from token_actor.core.usage import DIMENSIONS, NANO_PER_USD
+from token_actor.core.usage import DEFAULT_TENANT, DIMENSIONS, NANO_PER_USD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -192,7 +192,7 @@ def _event_columns(events: Sequence[Mapping[str, Any]]) -> list[Column]:
     columns = [Column(title="time", cells=[local_time(event["timestamp"]) for event in events], rank=1)]
     ranks = {"agent": 0, "model": 0, "session": 2, "project": 5, "user": 6, "provider": 7, "tenant": 8}
     for dimension in sorted(DIMENSIONS, key=ranks.__getitem__):
-        if any(event[dimension] for event in events):
+        if any(event[dimension] not in (None, DEFAULT_TENANT) for event in events):
             cells = [event[dimension] or "-" for event in events]
             columns.append(Column(title=dimension, cells=cells, rank=ranks[dimension], name=True, style="cyan"))
     for title, counter, rank in _COUNTERS[1:]:

@@ -134,13 +134,14 @@ def run_replay(trace: Trace, url: str | None, namespace: str) -> Outcome:
         stage = stack.enter_context(open_stage(url, namespace, note))
         if stage.embedded:
             note(f"started a server: {stage.target.url}")
+        stage.ensure_server()
         crew = Crew(stack.enter_context(Children()), "token_actor_workers.trace", _arguments(trace, stage))
-        stage.ensure_actor()
-        if stage.watch.pid is not None:
-            note(f"started an actor: process {stage.watch.pid}")
         ready = crew.until_ready(stage.watch.check)
         lines = sum(one["lines"] for one in ready)
         _check_lines(trace, ready, lines)
+        stage.ensure_actor()
+        if stage.watch.pid is not None:
+            note(f"started an actor: process {stage.watch.pid}")
         order, span_s = _order(trace, ready)
         deadline = time.monotonic() + trace.timeout_s + (span_s / trace.speed if trace.speed else 0)
         before, dead_before = stage.totals(deadline, project=trace.project), stage.dead(deadline)

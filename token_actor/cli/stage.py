@@ -84,6 +84,10 @@ class Stage:
         """Return the keys of the only partition."""
         return Keys(self.target.namespace)
 
+    def ensure_server(self) -> None:
+        """Look whether there is a server, before anything is done for it. Raises ``ServerUnavailable``."""
+        leader_of(self.connection, self.keys)
+
     def ensure_actor(self) -> None:
         """Wait until an actor answers; starts one where there is none.
 

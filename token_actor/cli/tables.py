@@ -28,13 +28,15 @@ NAME_WIDTH_MIN: Final = 12  # a name cut shorter tells nothing
 class Column:
     """Hold one column. Rank 0 stays; the higher the rank, the sooner it goes when there is no room.
 
-    ``name`` columns are left-aligned and may be cut; the others are right-aligned and never are.
+    ``name`` columns are left-aligned and may be cut, to ``least`` cells; the others are right-aligned and
+    never are.
     """
 
     title: str
     cells: Sequence[str]
     rank: int = 0
     name: bool = False
+    least: int = NAME_WIDTH_MIN
     style: str = ""
 
     @property
@@ -45,7 +47,7 @@ class Column:
     @property
     def width_min(self) -> int:
         """Return the width below which the column is of no use."""
-        return min(self.width, NAME_WIDTH_MIN) if self.name else self.width
+        return min(self.width, self.least) if self.name else self.width
 
 
 def print_table(console: Console, columns: Sequence[Column], *, title: str | None = None) -> None:
@@ -54,7 +56,7 @@ def print_table(console: Console, columns: Sequence[Column], *, title: str | Non
     show(console, table_of(kept, console, title=title))
     gone = [column.title for column in columns if column.title not in {k.title for k in kept}]
     if gone:
-        console.print(f"  not shown, for want of room: {', '.join(gone)}", style="dim", soft_wrap=True)
+        console.print(f"  not shown, for want of room: {', '.join(gone)}", style="dim")
 
 
 def table_of(columns: Sequence[Column], console: Console, *, title: str | None = None) -> Table:
@@ -85,16 +87,22 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
         if dropped.rank == 0:
             break
         kept.remove(dropped)
-    room = width - _total(column.width for column in kept)
-    while room < 0:
-        longest = max((column for column in kept if column.name), key=lambda column: column.width, default=None)
-        if longest is None or longest.width <= NAME_WIDTH_MIN:
+    return _shortened(kept, _total(column.width for column in kept) - width)
+
+
+def _shortened(columns: list[Column], excess: int) -> list[Column]:
+    """Return the columns with ``excess`` cells cut off their names, from the widest first."""
+    widths = {place: column.width for place, column in enumerate(columns) if column.name}
+    while excess > 0:
+        place = max(widths, key=lambda place: widths[place] - columns[place].width_min, default=None)
+        if place is None or widths[place] <= columns[place].width_min:
             break
-        others = [column.width for column in kept if column.name and column is not longest]
-        target = max(NAME_WIDTH_MIN, longest.width + room, max((w for w in others if w < longest.width), default=0))
-        room += longest.width - target
-        kept[kept.index(longest)] = replace(longest, cells=[cut(cell, target) for cell in longest.cells])
-    return kept
+        widths[place] -= 1
+        excess -= 1
+    return [
+        replace(column, cells=[cut(cell, widths[place]) for cell in column.cells]) if place in widths else column
+        for place, column in enumerate(columns)
+    ]
 
 
 def _total(widths: Iterable[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 import uuid
@@ -238,4 +239,7 @@ def _after_fork() -> None:
         engine.begin_in_child()
 
 
+# The first connection looks up how to encode a host name, which imports. A fork in the middle of that would leave the
+# import's lock held for ever in the child, so it is looked up now.
+codecs.lookup("idna")
 os.register_at_fork(after_in_child=_after_fork)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.errors import ActorUnavailable, ClosedError, ServerUnavailable
@@ -25,6 +27,26 @@ ASK_AGAIN_MS: Final = 2_000  # a question that an actor took with it is asked ag
 RETRY_S: Final = 0.05  # after a lost connection
 
 
+@dataclass(slots=True)
+class _Inbox:
+    """Hold up to where one partition's inbox has been read, and the newest epoch that has answered there."""
+
+    key: bytes
+    after: bytes = FIRST
+    epoch: int = 0
+
+    def pick(self, entries: list[Entry], request_id: str) -> Answer | None:
+        """Return the answer to the question under way; those to earlier ones came too late."""
+        found = None
+        for entry_id, fields in entries:
+            self.after = entry_id
+            answer = Answer.decode(fields[1])
+            if answer.request_id == request_id and answer.epoch >= self.epoch:
+                self.epoch = answer.epoch
+                found = answer
+        return found
+
+
 class Line:
     """Ask one question at a time, as the client ``name``."""
 
@@ -32,9 +54,8 @@ class Line:
         """Prepare; it connects with the first question."""
         self.name = name
         self.connection = connection
-        self._after = FIRST
         self._asked = 0
-        self._epoch = 0
+        self._inboxes: dict[bytes, _Inbox] = {}  # ids and epochs of one partition mean nothing in another
 
     def ask(self, make: Callable[[str], Append], inbox: bytes, deadline: Deadline) -> Mapping[str, Any] | None:
         """Send what ``make`` makes of a new request id, and return the answer; ``None`` at the deadline.
@@ -50,22 +71,23 @@ class Line:
                 left_s = deadline.left_s
                 if left_s <= 0:
                     return None
-                answer = self._exchange(append, request_id, inbox, left_s)
+                read_up_to = self._inboxes.setdefault(inbox, _Inbox(inbox))
+                answer = self._exchange(append, request_id, read_up_to, left_s)
                 if answer is not None:
                     return answer
             except ServerUnavailable:
-                self._after, self._epoch = FIRST, 0  # a server that lost its memory counts from the beginning
+                self._inboxes.clear()  # a server that lost its memory counts from the beginning
                 if deadline.left_s <= RETRY_S:
                     raise
                 time.sleep(RETRY_S)
 
-    def _exchange(self, append: Append, request_id: str, inbox: bytes, left_s: float) -> Mapping[str, Any] | None:
+    def _exchange(self, append: Append, request_id: str, inbox: _Inbox, left_s: float) -> Mapping[str, Any] | None:
         """Ask once, and wait for the answer for a while."""
         until = time.monotonic() + min(left_s, ASK_AGAIN_MS / 1000)
         block_ms = max(1, int(min(left_s * 1000, ASK_AGAIN_MS)))
-        _, entries = self.connection.exchange(append, inbox=inbox, after=self._after, block_ms=block_ms)
+        _, entries = self.connection.exchange(append, inbox=inbox.key, after=inbox.after, block_ms=block_ms)
         while True:
-            answer = self._pick(entries, request_id)
+            answer = inbox.pick(entries, request_id)
             if answer is not None:
                 if answer.problem is not None:
                     raise answer.problem
@@ -73,74 +95,88 @@ class Line:
             block_ms = int((until - time.monotonic()) * 1000)
             if block_ms <= 0:
                 return None
-            entries = self.connection.read({inbox: self._after}, count=100, block_ms=block_ms).get(inbox, [])
-
-    def _pick(self, entries: list[Entry], request_id: str) -> Answer | None:
-        """Return the answer to the question under way; those to earlier ones came too late."""
-        found = None
-        for entry_id, fields in entries:
-            self._after = entry_id
-            answer = Answer.decode(fields[1])
-            if answer.request_id == request_id and answer.epoch >= self._epoch:
-                self._epoch = answer.epoch
-                found = answer
-        return found
+            entries = self.connection.read({inbox.key: inbox.after}, count=100, block_ms=block_ms).get(inbox.key, [])
 
     def close(self) -> None:
         """Let go of the connection."""
         self.connection.close()
 
 
+class _Turn:
+    """Be somebody's place in the queue for a line."""
+
+    def __init__(self) -> None:
+        self.line: Line | None = None
+        self.come = threading.Event()
+
+
 class LinePool:
-    """Keep the lines of one client; at most ``lines_max``, made when they are needed."""
+    """Keep the lines of one client; at most ``lines_max``, made when they are needed, lent first come first served."""
 
     def __init__(self, connector: Connector, *, client: str, lines_max: int) -> None:
         """Start with none."""
         self._connector = connector
         self._client = client
-        self._free: list[Line] = []
-        self._made = 0
-        self._closed = False
         self._lines_max = lines_max
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._made = 0
+        self._free: list[Line] = []  # none while somebody queues
+        self._queue: deque[_Turn] = deque()
+        self._closed = False
 
     @contextmanager
     def line(self, deadline: Deadline) -> Iterator[Line]:
         """Lend a line; waits for one until ``deadline``. Raises ``ActorUnavailable`` at it, ``ClosedError``."""
-        line = self._borrow(deadline)
+        lent = self._borrow()
+        line = self._wait_for(lent, deadline) if isinstance(lent, _Turn) else lent
         try:
             yield line
         finally:
             self._give_back(line)
 
-    def _borrow(self, deadline: Deadline) -> Line:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._free or self._made < self._lines_max, deadline.left_s)
+    def _borrow(self) -> Line | _Turn:
+        """Return a line, or a place in the queue for one."""
+        with self._lock:
             if self._closed:
                 raise ClosedError("the client is closed")
             if self._free:
                 return self._free.pop()
             if self._made == self._lines_max:
-                message = f"all {self._lines_max} lines to the actor are busy; raise lines_max or ask less often"
-                raise ActorUnavailable(message, timeout_s=deadline.timeout_s)
+                self._queue.append(_Turn())
+                return self._queue[-1]
             line = Line(self._connector.connect(), f"{self._client}-{self._made + 1}")
             self._made += 1
             return line
 
-    def _give_back(self, line: Line) -> None:
-        with self._changed:
-            self._free.append(line)
-            self._changed.notify()
+    def _wait_for(self, turn: _Turn, deadline: Deadline) -> Line:
+        turn.come.wait(deadline.left_s)
+        with self._lock:
+            if turn.line is not None:
+                return turn.line
             if self._closed:
-                self._close_free()
+                raise ClosedError("the client is closed")
+            self._queue.remove(turn)
+            message = f"all {self._lines_max} lines to the actor are busy; raise lines_max or ask less often"
+            raise ActorUnavailable(message, timeout_s=deadline.timeout_s)
+
+    def _give_back(self, line: Line) -> None:
+        with self._lock:
+            if self._closed:
+                line.close()
+            elif self._queue:
+                turn = self._queue.popleft()
+                turn.line = line
+                turn.come.set()
+            else:
+                self._free.append(line)
 
     def close(self) -> None:
         """Close the lines: those that are free now, the others when their question is answered."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
-            self._close_free()
-
-    def _close_free(self) -> None:
-        while self._free:
-            self._free.pop().close()
+            for line in self._free:
+                line.close()
+            for turn in self._queue:
+                turn.come.set()
+            self._free.clear()
+            self._queue.clear()

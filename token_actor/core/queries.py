@@ -182,14 +182,15 @@ def _entries(ledger: Ledger, places: Int64s) -> list[dict[str, Any]]:
 def _window(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """Sum the tokens of all four kinds in the trailing window.
 
-    Exact while the window lies in the recent events; beyond them in whole minutes, never too little.
+    Exact while the window lies in the recent events; beyond them by the times that the events claim, in whole
+    minutes (hours for times long past).
     """
     window_ms = _whole(arguments, "window_ms", default=None, least=1, most=WINDOW_MS_MAX)
     rows = ledger.series.select(check_selector(arguments.get("selector", {})))
     since_ms = now_ms - window_ms
     if ledger.recent.covers(since_ms):
         return {"tokens": ledger.recent.tokens_since(rows, since_ms), "source": "recent"}
-    until_ms = _aligned(ledger, now_ms + FUTURE_MS_MAX, up=True)
+    until_ms = _aligned(ledger, now_ms + FUTURE_MS_MAX + 1, up=True)
     _, sums = _summed_over(ledger, rows, (_aligned(ledger, since_ms, up=False), until_ms))
     return {"tokens": int(sums[: len(TOKEN_KINDS)].sum()), "source": "frames"}
 
@@ -250,11 +251,11 @@ def _span(ledger: Ledger, arguments: Mapping[str, Any]) -> tuple[int, int] | Non
     if arguments.get("since_ms") is None and arguments.get("until_ms") is None:
         return None
     since_ms = 0 if arguments.get("since_ms") is None else _whole(arguments, "since_ms", default=0, least=0)
-    open_end = ledger.log_ms + FUTURE_MS_MAX
+    open_end = ledger.log_ms + FUTURE_MS_MAX + 1  # just after the latest time an event can claim
     until_ms = open_end if arguments.get("until_ms") is None else _whole(arguments, "until_ms", default=0, least=0)
     if since_ms >= until_ms:
         raise InvalidQuestion("since", "must lie before until")
-    return _aligned(ledger, since_ms, up=False), _aligned(ledger, min(until_ms, open_end), up=True)
+    return _aligned(ledger, since_ms, up=False), _aligned(ledger, max(since_ms, min(until_ms, open_end)), up=True)
 
 
 def _aligned(ledger: Ledger, time_ms: int, *, up: bool) -> int:

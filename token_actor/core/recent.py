@@ -49,6 +49,7 @@ class RecentEvents:
     def __init__(self, *, events_max: int = EVENTS_MAX) -> None:
         """Start empty."""
         self.next_place = 0
+        self._begin = 0  # the first place ever kept here; above 0 after a restore
         self._events_max = events_max
         self._capacity = min(_FIRST_CAPACITY, events_max)
         self._columns: dict[str, NDArray[Any]] = {
@@ -58,7 +59,7 @@ class RecentEvents:
 
     def __len__(self) -> int:
         """Return how many events are kept."""
-        return min(self.next_place, self._events_max)
+        return min(self.next_place - self._begin, self._events_max)
 
     @property
     def first_place(self) -> int:
@@ -164,7 +165,7 @@ class RecentEvents:
 
     def covers(self, since_ms: int) -> bool:
         """Tell whether every event with a log time of at least ``since_ms`` is still kept."""
-        if self.next_place <= self._events_max:
+        if self.first_place == 0:
             return True
         return int(self._columns["log_ms"][self.first_place % self._capacity]) < since_ms
 
@@ -219,10 +220,13 @@ class RecentEvents:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``dump`` returned."""
+        """Take over what ``dump`` returned, as much of it as is kept here."""
+        dumped = len(state["columns"]["row"])
+        count = min(dumped, self._events_max)
         self.next_place = state["next_place"]
-        self._make_room(len(self))
-        at = self._index(np.arange(self.first_place, self.next_place))
+        self._begin = self.next_place - count
+        self._make_room(self._events_max if self._begin else count)  # growing would move a place that is not its index
+        at = self._index(np.arange(self._begin, self.next_place))
         for name, column in state["columns"].items():
-            self._columns[name][..., at] = column
+            self._columns[name][..., at] = column[..., dumped - count :]
         self._last_of_row = state["last_of_row"].copy()

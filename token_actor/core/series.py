@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OTHER: Final = "__other__"
-ROWS_MAX: Final = 1_000_000  # about 0.5 KB each with counters, key and indexes: 0.5 GB at the most
+ROWS_MAX: Final = 1_000_000  # about 1 KB each with counters, frames, key and indexes: 1 GB at the most
 ROWS_KEPT_FOR_OTHER: Final = 0.02  # the share of rows that only __other__ tuples may take
 NAMES_MAX: Final = {  # per dimension; sessions are bounded by the rows alone
     "tenant": 10_000,

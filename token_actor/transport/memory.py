@@ -98,8 +98,7 @@ class MemoryConnection:
     ) -> list[Entry]:
         """See ``ports.Reader``."""
         with self._serving() as keyspace:
-            stream = keyspace.value(key, Stream) or Stream()
-            return stream.between(start, end, count, newest_first=newest_first)
+            return keyspace.entries_between(key, start=start, end=end, count=count, newest_first=newest_first)
 
     def get(self, key: bytes) -> bytes | None:
         """See ``ports.Reader``."""

@@ -33,6 +33,8 @@ Id: TypeAlias = "tuple[int, int]"  # milliseconds and sequence number of a strea
 Kind = TypeVar("Kind")
 
 ID_PART_MAX: Final = 2**64 - 1  # both parts of an id are unsigned 64-bit numbers
+ID_MIN: Final = (0, 0)
+ID_MAX: Final = (ID_PART_MAX, ID_PART_MAX)
 ID_TEXT: Final = re.compile(rb"(\d{1,20})(?:-(\d{1,20}))?")
 INTEGER_TEXT: Final = re.compile(rb"0|-?[1-9]\d{0,18}")
 INTEGER_MAX: Final = 2**63 - 1  # integers of the real server are signed 64-bit numbers
@@ -41,7 +43,10 @@ INTEGER_MAX: Final = 2**63 - 1  # integers of the real server are signed 64-bit 
 WRONG_TYPE: Final = "WRONGTYPE Operation against a key holding the wrong kind of value"
 ID_NOT_ABOVE: Final = "ERR The ID specified in XADD is equal or smaller than the target stream top item"
 ID_ZERO: Final = "ERR The ID specified in XADD must be greater than 0-0"
+ID_EXHAUSTED: Final = "ERR The stream has exhausted the last possible ID, unable to add more items"
 ID_INVALID: Final = "ERR Invalid stream ID specified as stream command argument"
+START_INVALID: Final = "ERR invalid start ID for the interval"
+END_INVALID: Final = "ERR invalid end ID for the interval"
 NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
 EXPIRE_INVALID: Final = "ERR invalid expire time in 'set' command"
 ARGUMENTS: Final = "ERR wrong number of arguments for '{}' command"
@@ -75,6 +80,12 @@ class Keyspace:
                 found[key] = entries
         return found
 
+    def entries_between(self, key: bytes, *, start: bytes, end: bytes, count: int, newest_first: bool) -> list[Entry]:
+        """Return up to ``count`` entries between two bounds as a range names them."""
+        first, last = _parse_start(start), _parse_end(end)
+        stream = self.value(key, Stream)
+        return [] if stream is None else stream.between(first, last, count, newest_first=newest_first)
+
     def carry_out(self, operation: Operation) -> Outcome:
         """Return what ``operation`` came to, also when it is refused."""
         try:
@@ -86,8 +97,11 @@ class Keyspace:
         """Append an entry, and return its id."""
         if not append.fields or len(append.fields) % 2:
             raise ServerRefused(ARGUMENTS.format("xadd"))
+        wanted = None if append.entry_id == b"*" else _parse_id(append.entry_id)
+        if wanted == ID_MIN:
+            raise ServerRefused(ID_ZERO)
         stream = self.value(append.key, Stream) or Stream()
-        entry_id = stream.append(append.entry_id, list(append.fields), now_ms=self._clock_ms())
+        entry_id = stream.append(wanted, list(append.fields), now_ms=self._clock_ms())
         if append.length_max is not None:
             stream.keep(append.length_max)
         self._values[append.key] = stream
@@ -177,14 +191,14 @@ class Stream:
         self._ids: list[Id] = []
         self._entries: list[Entry] = []
         self._head = 0
-        self._last_id: Id = (0, 0)
+        self._last_id: Id = ID_MIN
         self._added = 0
 
-    def append(self, wanted: bytes, fields: list[bytes], *, now_ms: int) -> bytes:
+    def append(self, wanted: Id | None, fields: list[bytes], *, now_ms: int) -> bytes:
         """Append an entry under the next id, or the one ``wanted``; return the id."""
-        entry_id = max((now_ms, 0), _next_id(self._last_id)) if wanted == b"*" else _parse_id(wanted)
-        if entry_id == (0, 0):
-            raise ServerRefused(ID_ZERO)
+        if self._last_id == ID_MAX:
+            raise ServerRefused(ID_EXHAUSTED)
+        entry_id = max((now_ms, 0), _id_above(self._last_id)) if wanted is None else wanted
         if entry_id <= self._last_id:
             raise ServerRefused(ID_NOT_ABOVE)
         text = b"%d-%d" % entry_id
@@ -200,9 +214,9 @@ class Stream:
         position = bisect_right(self._ids, entry_id, self._head)
         return self._entries[position : position + count]
 
-    def between(self, start: bytes, end: bytes, count: int, *, newest_first: bool) -> list[Entry]:
-        """Return up to ``count`` entries between two bounds as a range names them."""
-        low, high = self._position(start, upper=False), self._position(end, upper=True)
+    def between(self, first: Id, last: Id, count: int, *, newest_first: bool) -> list[Entry]:
+        """Return up to ``count`` entries with ids from ``first`` to ``last``, both included."""
+        low, high = bisect_left(self._ids, first, self._head), bisect_right(self._ids, last, self._head)
         if newest_first:
             return self._entries[max(low, high - count) : high][::-1]
         return self._entries[low : min(high, low + count)]
@@ -240,15 +254,6 @@ class Stream:
             self._head = 0
         return dropped
 
-    def _position(self, bound: bytes, *, upper: bool) -> int:
-        """Return where a range that is bounded by ``bound`` begins, or ends when ``upper``."""
-        if bound in (b"-", b"+"):
-            return self._head if bound == b"-" else len(self._ids)
-        exclusive = bound.startswith(b"(")
-        entry_id = _parse_id(bound.removeprefix(b"("), missing_part=ID_PART_MAX if upper else 0)
-        bisect = bisect_right if upper is not exclusive else bisect_left
-        return bisect(self._ids, entry_id, self._head)
-
 
 def _parse_id(text: bytes, *, missing_part: int = 0) -> Id:
     match = ID_TEXT.fullmatch(text)
@@ -260,6 +265,31 @@ def _parse_id(text: bytes, *, missing_part: int = 0) -> Id:
     return entry_id
 
 
-def _next_id(entry_id: Id) -> Id:
+def _parse_start(text: bytes) -> Id:
+    """Return the first id of a range."""
+    if text in (b"-", b"+"):
+        return ID_MIN if text == b"-" else ID_MAX
+    entry_id = _parse_id(text.removeprefix(b"("))
+    if not text.startswith(b"("):
+        return entry_id
+    if entry_id == ID_MAX:
+        raise ServerRefused(START_INVALID)
+    return _id_above(entry_id)
+
+
+def _parse_end(text: bytes) -> Id:
+    """Return the last id of a range."""
+    if text in (b"-", b"+"):
+        return ID_MIN if text == b"-" else ID_MAX
+    entry_id = _parse_id(text.removeprefix(b"("), missing_part=ID_PART_MAX)
+    if not text.startswith(b"("):
+        return entry_id
+    if entry_id == ID_MIN:
+        raise ServerRefused(END_INVALID)
+    milliseconds, sequence = entry_id
+    return (milliseconds, sequence - 1) if sequence else (milliseconds - 1, ID_PART_MAX)
+
+
+def _id_above(entry_id: Id) -> Id:
     milliseconds, sequence = entry_id
     return (milliseconds, sequence + 1) if sequence < ID_PART_MAX else (milliseconds + 1, 0)

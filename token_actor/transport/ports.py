@@ -124,7 +124,11 @@ class StreamState:
 
 
 class Reader(Protocol):
-    """Read streams and keys."""
+    """Read streams and keys.
+
+    An entry is a pair to unpack, and not to change: a server's reply is passed on as it was parsed, so
+    the pair may be a list of two.
+    """
 
     def read(
         self, after: Mapping[bytes, bytes], *, count: int, block_ms: int | None = None

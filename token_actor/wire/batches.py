@@ -60,6 +60,7 @@ _KNOWN_FLAGS: Final = np.uint8(EXACTNESS_MASK | UNPRICED)
 def encode_batch(events: Sequence[Event], *, producer: bytes, epoch: int, first_seq: int) -> bytes:
     """Return checked events, at least one, as the bytes of a batch."""
     series, *counts, cost, flags, times, message_ids, tags = zip(*events, strict=True)
+    assert times.count(None) in {0, len(times)}, "a batch has all of its times or none"
     place_of = {key: place for place, key in enumerate(dict.fromkeys(series))}
     batch: dict[str, Any] = {
         "v": BATCH_VERSION,

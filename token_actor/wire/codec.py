@@ -27,6 +27,7 @@ ITEMS_MAX: Final = 64  # items of one map or list in a message; three times what
 DEPTH_MAX: Final = 8  # maps and lists in one another in a message; twice what the deepest one has
 _ARRAY_EXT: Final = 1  # msgpack extension type of an array in a snapshot
 _DECODE_ERRORS: Final = (ValueError, TypeError, RecursionError, OverflowError, msgpack.OutOfData)
+_NIL: Final = b"\xc0"
 _NAMES: Final = frozenset({str})
 _SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
@@ -98,8 +99,10 @@ def unpack_batch(data: bytes, *, lists: Collection[str]) -> dict[str, Any]:
     )
     unpacker.feed(data)
     try:
-        fields = range(unpacker.read_map_header())
-        batch = _distinct([_field(unpacker, lists) for _ in fields])
+        fields = unpacker.read_map_header()
+        if fields > ITEMS_MAX:
+            raise ValueError("too many fields")
+        batch = _distinct([_field(unpacker, data, lists) for _ in range(fields)])
         if unpacker.tell() != len(data):
             raise ValueError("bytes after the end")
     except _DECODE_ERRORS as error:
@@ -107,10 +110,10 @@ def unpack_batch(data: bytes, *, lists: Collection[str]) -> dict[str, Any]:
     return batch
 
 
-def _field(unpacker: msgpack.Unpacker, lists: Collection[str]) -> tuple[Any, Any]:
+def _field(unpacker: msgpack.Unpacker, data: bytes, lists: Collection[str]) -> tuple[Any, Any]:
     """Return the next name and value of a batch; a list grows with its items, whatever its header claims."""
     name = unpacker.unpack()
-    if name not in lists:
+    if name not in lists or data.startswith(_NIL, unpacker.tell()):
         return name, unpacker.unpack()
     length = unpacker.read_array_header()
     items = list(islice(unpacker, length))

@@ -1,0 +1,94 @@
+"""Verify and doctor: they agree with what is sound, and notice what is not."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from tests.acceptance.program import Program, last_line, run, serving
+from token_actor import TokenClient
+from token_actor.wire.keys import Keys
+
+LEVELS = ("ok", "warning", "problem")
+
+
+def record(url, namespace, count):
+    with TokenClient(url, namespace=namespace, batch_events_max=10) as client:
+        for number in range(count):
+            client.record(100, agent=f"agent-{number}")
+        client.flush()
+        return client.analytics()["requests"]
+
+
+def remove_last_entry(url, namespace):
+    with redis.Redis.from_url(url) as server:
+        log = Keys(namespace).log
+        ((entry_id, _),) = server.xrevrange(log, count=1)
+        server.xdel(log, entry_id)
+
+
+def test_the_books_of_a_fleet_balance_and_so_does_the_log(fleet, ask):
+    verified = ask("verify", *fleet.where)
+    assert verified["balanced"] is True
+    (partition,) = verified["partitions"]
+    assert partition["total"]["requests"] == fleet.totals["requests"]
+    assert partition["ways"] == 10
+    assert partition["replayed"] == partition["entries"]
+
+
+def test_an_entry_removed_after_it_was_counted_makes_the_rebuild_differ(server_url, namespace, ask):
+    where = ("--redis", server_url, "--namespace", namespace)
+    with serving(*where) as actor:
+        record(server_url, namespace, 10)
+        actor.popen.terminate()
+        assert actor.end()[0] == 0
+    with serving(*where):
+        assert record(server_url, namespace, 10) == 20
+        remove_last_entry(server_url, namespace)
+        verified = ask("verify", *where, code=1)
+        done = run("verify", *where)
+    assert verified["balanced"] is False
+    found = {d["figure"]: (d["actor"], d["other"]) for d in verified["partitions"][0]["differences"]}
+    assert found["total.requests"] == (20, 10)
+    assert found["total.input_tokens"] == (2_000, 1_000)
+    assert found["entries"] == (2, 1)
+    assert done.returncode == 1
+    assert "the books do not balance: total.input_tokens is 2000 to the actor and 1000" in last_line(done)
+    assert "total.input_tokens" in done.stdout
+
+
+def test_a_log_with_a_hole_and_no_snapshot_cannot_be_proved(server_url, namespace, ask):
+    where = ("--redis", server_url, "--namespace", namespace)
+    with serving(*where):
+        record(server_url, namespace, 10)
+        remove_last_entry(server_url, namespace)
+        verified = ask("verify", *where, code=1)
+    assert "entries of the log were removed" in verified["partitions"][0]["problem"]
+
+
+def test_the_doctor_finds_an_embedded_server_sound_and_warns_of_what_it_can_lose(ask):
+    with Program("serve", "--embedded") as actor:
+        actor.hear("Recovered")
+        assert actor.popen.stdout is not None
+        url = actor.popen.stdout.readline().strip()
+        found = ask("doctor", "--redis", url)
+    assert found["sound"] is True
+    levels = {finding["subject"]: finding["level"] for finding in found["findings"]}
+    assert {"version", "role", "eviction", "namespace", "leader", "lag", "snapshots", "dead letters"} <= levels.keys()
+    assert {subject for subject, level in levels.items() if level == "warning"} == {"persistence", "access"}
+    persistence = next(finding for finding in found["findings"] if finding["subject"] == "persistence")
+    assert "can lose the last second" in persistence["found"]
+    assert persistence["advice"]
+
+
+@pytest.mark.parametrize("where", ["server", "actor"])
+def test_the_doctor_exits_1_when_there_is_a_problem(server_url, namespace, where, ask):
+    url = "redis://127.0.0.1:1/0" if where == "server" else server_url
+    words = ("doctor", "--redis", url, "--namespace", namespace, "--timeout", "0.2")
+    found = ask(*words, code=1)
+    assert found["sound"] is False
+    problems = [finding["subject"] for finding in found["findings"] if finding["level"] == "problem"]
+    assert problems == ["server" if where == "server" else "leader"]
+    done = run(*words)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
