@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 import termios
@@ -22,6 +21,7 @@ from token_actor.transport.redis import RedisConnector
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterator
 
     from token_actor.transport.ports import Connection

@@ -17,7 +17,7 @@ KINDS = ("events", "input_tokens", "output_tokens", "cache_read_tokens", "cache_
 
 
 def test_the_demo_ends_well_when_the_totals_are_what_the_workers_sent():
-    done = run("demo", "--seconds", "3", "--json")
+    done = run("demo", "--seconds", "2", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     said = {name: sum(worker[name] for worker in document["workers"]) for name in KINDS}

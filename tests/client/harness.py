@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,13 +20,14 @@ from token_actor.client.engine import Engine
 from token_actor.client.settings import ClientSettings
 from token_actor.client.sync import SyncFace
 from token_actor.core.usage import DIMENSIONS
-from token_actor.errors import LogUnavailable
+from token_actor.errors import LogUnavailable, ServerUnavailable
 from token_actor.service import run_actor
 from token_actor.transport.memory import MemoryServer
+from token_actor.transport.ports import Append
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.codec import BATCH_BYTES_MAX, unpack
 from token_actor.wire.keys import Keys
-from token_actor.wire.messages import DeadLetter
+from token_actor.wire.messages import QUESTION_FIELD, DeadLetter, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,9 +126,16 @@ class RunningActor:
     def stop(self) -> None:
         """Ask it to stop, and wait until it has."""
         self._stop.set()
+        self._wake()
         self.join()
         if self.error is not None:
             raise self.error
+
+    def _wake(self) -> None:
+        """Ask it something: a real server ends a blocked read up to a tenth of a second late."""
+        question = Question(request_id="stop", client="stop", kind="status").encode()
+        with suppress(ServerUnavailable), closing(self._connector.connect()) as connection:
+            connection.write([Append(key=self.settings.keys.ask, fields=[QUESTION_FIELD, question])])
 
     def join(self) -> None:
         """Wait until it has ended."""

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from tests.client.harness import wait_until
 from token_actor import TokenManager
 from token_actor.client.manager import SharedTokenManager
 from token_actor.errors import InvalidValue
@@ -174,8 +175,7 @@ class TestAgreement:
     def test_a_rate_can_leave_out_the_beginning_of_a_session(self, managers):
         for manager in managers:
             manager.update_tokens(1_000)
-        while managers[1].get_analytics()["uptime_seconds"] < 0.2:
-            pass
+        wait_until(lambda: managers[1].get_analytics()["uptime_seconds"] >= 0.2)
         for manager in managers:
             manager.update_tokens(5)
         assert [manager.check_rate_limit(0.15, 5) for manager in managers] == [True, True]

@@ -186,6 +186,12 @@ def test_a_span_in_the_future_is_empty_and_not_reversed(ledger):
     assert (found["requests"], found["since"] <= found["until"]) == (0, True)
 
 
+def test_a_span_since_which_nothing_happened_is_empty(ledger):
+    for idle in (ledger, Ledger()):
+        found = ask(idle, "analytics", START_MS + 2 * DAY_MS, since_ms=START_MS + DAY_MS)
+        assert (found["requests"], found["since"] <= found["until"]) == (0, True)
+
+
 @pytest.mark.parametrize(("since_ms", "until_ms"), [(2, 1), (START_MS, START_MS), (2**62, 5)])
 def test_a_reversed_span_is_refused(ledger, since_ms, until_ms):
     assert refused_field(ledger, "analytics", since_ms=since_ms, until_ms=until_ms) == "since"

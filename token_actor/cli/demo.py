@@ -141,8 +141,9 @@ def run_demo(plan: Plan, url: str | None, namespace: str | None) -> Outcome:
         stage = stack.enter_context(open_stage(url, own_namespace, note))
         if namespace is None and not stage.embedded:
             stack.callback(_remove, stage)
-        stage.ensure_actor()
+        stage.ensure_server()
         crew = Crew(stack.enter_context(Children()), "token_actor_workers.fleet", _arguments(plan, stage))
+        stage.ensure_actor()
         outcome = _perform(plan, stage, crew)
         stage.client.close()
     return outcome

@@ -85,8 +85,13 @@ class Stage:
         return Keys(self.target.namespace)
 
     def ensure_server(self) -> None:
-        """Look whether there is a server, before anything is done for it. Raises ``ServerUnavailable``."""
+        """Look whether there is a server, before anything is done for it. Raises ``ServerUnavailable``.
+
+        One of our own has no actor yet, and that may start while workers do.
+        """
         leader_of(self.connection, self.keys)
+        if self.embedded:
+            self.watch.start()
 
     def ensure_actor(self) -> None:
         """Wait until an actor answers; starts one where there is none.

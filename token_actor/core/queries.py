@@ -253,7 +253,7 @@ def _span(ledger: Ledger, arguments: Mapping[str, Any]) -> tuple[int, int] | Non
     since_ms = 0 if arguments.get("since_ms") is None else _whole(arguments, "since_ms", default=0, least=0)
     open_end = ledger.log_ms + FUTURE_MS_MAX + 1  # just after the latest time an event can claim
     until_ms = open_end if arguments.get("until_ms") is None else _whole(arguments, "until_ms", default=0, least=0)
-    if since_ms >= until_ms:
+    if since_ms >= until_ms and arguments.get("until_ms") is not None:
         raise InvalidQuestion("since", "must lie before until")
     return _aligned(ledger, since_ms, up=False), _aligned(ledger, max(since_ms, min(until_ms, open_end)), up=True)
 

@@ -1,0 +1,199 @@
+"""An actor on a stage: its clock is a script, so what happens between two turns is exactly what a test says."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from token_actor.actor.loop import Actor, ActorSettings, Clock
+from token_actor.client.recording import make_event
+from token_actor.transport.memory import MemoryServer
+from token_actor.transport.ports import Append
+from token_actor.transport.redis import RedisConnector
+from token_actor.wire.batches import encode_batch
+from token_actor.wire.keys import Keys
+from token_actor.wire.messages import COMMAND_FIELD, Answer, DeadLetter, Question, encode_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from token_actor.transport.ports import Connection, Connector, Entry, StreamState
+
+PRODUCER = bytes(16)
+
+
+class Script:
+    """The clock of an actor. It takes a step before each turn, and stops the actor after the last one.
+
+    The first step comes before the actor has begun at all. Time moves when a test says so, and when
+    the actor waits.
+    """
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self.now_ms = time.time_ns() // 1_000_000
+        self.ticks_ms = 0
+        self.waits_s: list[float] = []
+        self._steps = list(steps)
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now_ms, lambda: self.ticks_ms, self._wait)
+
+    def advance(self, milliseconds: float) -> None:
+        self.now_ms += int(milliseconds)
+        self.ticks_ms += int(milliseconds)
+
+    def _wait(self, seconds: float) -> bool:
+        if seconds:
+            self.waits_s.append(seconds)
+            self.advance(seconds * 1000)
+            return False
+        if not self._steps:
+            return True
+        self._steps.pop(0)()
+        return False
+
+
+class Stage:
+    """One partition on one server, and what a test does there."""
+
+    def __init__(self, connector: Connector, namespace: str) -> None:
+        self.connector = connector
+        self.keys = Keys(namespace)
+        self.connection = connector.connect()
+        self._opened = [self.connection]
+        self._next_seq = 0
+
+    def connect(self) -> Connection:
+        self._opened.append(self.connector.connect())
+        return self._opened[-1]
+
+    def close(self) -> None:
+        for connection in self._opened:
+            connection.close()
+
+    # --- actors ---
+
+    def actor(self, script: Script, connection: Connection | None = None, **settings: Any) -> Actor:
+        settings = {"holder": "actor", "block_ms": 0, **settings}
+        return Actor(connection or self.connect(), ActorSettings(keys=self.keys, **settings), script.clock())
+
+    def run(self, *steps: Callable[[], object], connection: Connection | None = None, **settings: Any) -> Script:
+        """Let an actor begin, take a turn after each step but the first, and stop."""
+        script = Script(nothing, *steps)
+        self.actor(script, connection, **settings).run()
+        return script
+
+    # --- what others write ---
+
+    def append(self, *fields: bytes) -> bytes:
+        return self._write(self.keys.log, fields)
+
+    def event(self, **fields: Any) -> bytes:
+        return self.append(b"j", json.dumps(fields).encode())
+
+    def batch(self, count: int = 1, **fields: Any) -> bytes:
+        events = [make_event({}, **fields)] * count
+        data = encode_batch(events, producer=PRODUCER, epoch=0, first_seq=self._next_seq)
+        self._next_seq += count
+        return self.append(b"b", data)
+
+    def command(self, operation: str, request_id: str, event: dict[str, Any] | None = None, **arguments: Any) -> bytes:
+        from token_actor.core.commands import Command
+
+        command = Command(operation=operation, request_id=request_id, client="c", arguments=arguments)
+        return self.append(COMMAND_FIELD, encode_command(command, event))
+
+    def ask(self, kind: str = "status", after: bytes | None = None, request_id: str = "1", **arguments: Any) -> bytes:
+        question = Question(request_id=request_id, client="c", kind=kind, arguments=arguments, after=after)
+        return self._write(self.keys.ask, [b"q", question.encode()])
+
+    def _write(self, key: bytes, fields: Any) -> bytes:
+        (outcome,) = self.connection.write([Append(key=key, fields=list(fields))])
+        assert isinstance(outcome, bytes)
+        return outcome
+
+    # --- what the actor wrote ---
+
+    def answers(self, client: str = "c") -> list[Answer]:
+        entries = self.connection.range(self.keys.inbox(client), count=10_000)
+        return [Answer.decode(fields[1]) for _, fields in entries]
+
+    def status(self) -> dict[str, Any]:
+        """Return what a new actor says of itself after a recovery."""
+        before = len(self.answers())
+        self.run(lambda: self.ask("status", request_id="status"))
+        result = self.answers()[before:][-1].result
+        assert result is not None
+        return dict(result)
+
+    def total(self, **selector: str) -> dict[str, Any]:
+        """Return the analytics of a new actor after a recovery."""
+        before = len(self.answers())
+        self.run(lambda: self.ask("analytics", request_id="total", selector=selector))
+        result = self.answers()[before:][-1].result
+        assert result is not None
+        return dict(result)
+
+    def dead(self) -> list[DeadLetter]:
+        return [DeadLetter.read(*entry) for entry in self.connection.range(self.keys.dead, count=100_000)]
+
+    def snapshots(self) -> list[Entry]:
+        return self.connection.range(self.keys.snapshots, count=1_000)
+
+    def state(self, key: bytes) -> StreamState:
+        state = self.connection.stream_state(key)
+        assert state is not None
+        return state
+
+
+def nothing() -> None:
+    """Let a turn pass."""
+
+
+class Recorder:
+    """A connection that notes what is done with it, and plays losses: ``fail`` maps a call to an error."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.calls: list[str] = []
+        self.read_counts: list[int] = []
+        self.blocks_ms: list[int | None] = []
+        self.fail: dict[str, list[Exception]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._connection, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            if name == "read":
+                self.read_counts.append(options["count"])
+                self.blocks_ms.append(options["block_ms"])
+            if self.fail.get(name):
+                raise self.fail[name].pop(0)
+            return method(*arguments, **options)
+
+        return call
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def stage(request: pytest.FixtureRequest, namespace: str) -> Iterator[Stage]:
+    """A partition of one's own on each kind of server."""
+    connector: Connector
+    if request.param == "memory":
+        connector = MemoryServer()
+    else:
+        connector = RedisConnector(request.getfixturevalue("server_url"))
+    stage = Stage(connector, namespace)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def memory_stage(namespace: str) -> Iterator[Stage]:
+    """A partition of one's own in memory."""
+    stage = Stage(MemoryServer(), namespace)
+    yield stage
+    stage.close()

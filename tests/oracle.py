@@ -1,0 +1,98 @@
+"""What a ledger has to answer, in plain Python that keeps every event and computes every answer anew."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from token_actor.core.ledger import FUTURE_MS_MAX, PAST_MS_MAX
+from token_actor.core.usage import DIMENSIONS, TOKENS_MAX, Event
+
+
+class Counted(NamedTuple):
+    """One event that counts: when the log took it, when it happened, its names, its tokens, its id."""
+
+    log_ms: int
+    event_ms: int
+    clamped: bool
+    names: dict[str, str]
+    counts: tuple[int, ...]
+    message_id: str | None
+
+
+class Oracle:
+    """Know what a ledger without bounds knows."""
+
+    def __init__(self):
+        self.log_ms = 0
+        self.events: list[Counted] = []
+        self.numbers: dict[tuple[bytes, int], set[int]] = {}
+        self.ids: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.dead: Counter[str] = Counter()
+        self.duplicates = 0
+        self.reset_at: dict[tuple[str, str], int] = {}
+        self.answers: dict[str, object] = {}
+
+    def take_batch(self, log_ms: int, events: list[Event], producer: bytes, epoch: int, first_seq: int) -> None:
+        """Take a batch; a number that was seen before is a duplicate, whatever comes with it."""
+        seen = self.numbers.setdefault((producer, epoch), set())
+        self.log_ms = max(self.log_ms, log_ms)
+        for number, event in enumerate(events, first_seq):
+            if number not in seen:
+                self.take(log_ms, event)
+            elif len(event.series.split("\x1f")) == len(DIMENSIONS):
+                self.duplicates += 1
+            seen.add(number)
+
+    def take(self, log_ms: int, event: Event) -> str | None:
+        """Take one event; return why it does not count."""
+        self.log_ms = max(self.log_ms, log_ms)
+        names = event.series.split("\x1f")
+        counts = tuple(event[1:6])
+        if len(names) != len(DIMENSIONS) or max(counts) > TOKENS_MAX:
+            return self.reject("decode" if len(names) != len(DIMENSIONS) else "range")
+        scoped = (names[0], event.message_id or "")
+        if event.message_id and scoped in self.ids:
+            if self.ids[scoped] != counts:
+                return self.reject("id_conflict")
+            self.duplicates += 1
+            return "duplicate"
+        if event.message_id:
+            self.ids[scoped] = counts
+        claimed = log_ms if event.timestamp_ms is None else event.timestamp_ms
+        event_ms = max(self.log_ms - PAST_MS_MAX, min(self.log_ms + FUTURE_MS_MAX, claimed))
+        named = dict(zip(DIMENSIONS, names, strict=True))
+        self.events.append(Counted(self.log_ms, event_ms, event_ms != claimed, named, counts, event.message_id))
+        return None
+
+    def reject(self, reason: str) -> str:
+        self.dead[reason] += 1
+        return reason
+
+    def reset(self, log_ms: int, tenant: str, session: str) -> None:
+        """Start a session anew and forget its ids."""
+        self.log_ms = max(self.log_ms, log_ms)
+        for event in self.session(tenant, session):
+            self.ids.pop((tenant, event.message_id or ""), None)
+        self.reset_at[tenant, session] = len(self.events)
+
+    def session(self, tenant: str, session: str) -> list[Counted]:
+        since = self.events[self.reset_at.get((tenant, session), 0) :]
+        return [event for event in since if (event.names["tenant"], event.names["session"]) == (tenant, session)]
+
+    def missing(self) -> int:
+        return sum(max(seen) + 1 - len(seen) for seen in self.numbers.values())
+
+    def selected(self, since_ms: float = float("-inf"), until_ms: float = float("inf"), **names: str) -> list[Counted]:
+        """Return the events that happened in [since, until) and have all these names."""
+        in_time = [event for event in self.events if since_ms <= event.event_ms < until_ms]
+        return [event for event in in_time if names.items() <= event.names.items()]
+
+    def window(self, since_ms: int, **names: str) -> int:
+        """Return the tokens of all four kinds that the log took since then."""
+        return sum(sum(event.counts[:4]) for event in self.selected(**names) if event.log_ms >= since_ms)
+
+
+def sums(events: list[Counted]) -> tuple[int, ...]:
+    """Return the five sums of tokens, and the number of events."""
+    return (*(sum(event.counts[kind] for event in events) for kind in range(5)), len(events))
