@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 
 from token_actor.core.columns import Columns, columns_of
 from token_actor.core.commands import Command
-from token_actor.core.ledger import Ledger
 from token_actor.core.queries import answer
-from token_actor.core.usage import COUNTS, UNPRICED, Event, series_key
+from token_actor.core.usage import COUNTS, DIMENSIONS, SEPARATOR, UNPRICED, Event, series_key
 from token_actor.wire.batches import encode_batch
 from token_actor.wire.codec import pack
 from token_actor.wire.messages import encode_command
+
+if TYPE_CHECKING:
+    from token_actor.core.ledger import Ledger
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 START_MS = 19_675 * DAY_MS  # 2023-11-14 00:00 UTC: the first moment of a minute, an hour and a day
@@ -112,7 +114,7 @@ def command_entry(
 
 def fields_of(event: Event) -> dict[str, Any]:
     """Return an event as the map that means it, as far as the tests need: no cost, no tags, exact."""
-    names = dict(zip(("tenant", "project", "user", "agent", "session", "provider", "model"), event.series.split("\x1f")))
+    names = dict(zip(DIMENSIONS, event.series.split(SEPARATOR), strict=True))
     fields: dict[str, Any] = {name: text for name, text in names.items() if text}
     fields.update(zip(COUNTS, event[1:6], strict=True))
     if event.timestamp_ms is not None:

@@ -23,7 +23,7 @@ class Counted(NamedTuple):
 class Oracle:
     """Know what a ledger without bounds knows."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.log_ms = 0
         self.events: list[Counted] = []
         self.numbers: dict[tuple[bytes, int], set[int]] = {}
@@ -90,7 +90,8 @@ class Oracle:
 
     def window(self, since_ms: int, **names: str) -> int:
         """Return the tokens of all four kinds that the log took since then."""
-        return sum(sum(event.counts[:4]) for event in self.selected(**names) if event.log_ms >= since_ms)
+        events = [event for event in self.selected(**names) if event.log_ms >= since_ms]  # type: ignore[arg-type]
+        return sum(sums(events)[:4])
 
 
 def sums(events: list[Counted]) -> tuple[int, ...]:

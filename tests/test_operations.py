@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from token_actor import TokenClient
-from token_actor.errors import InvalidValue, ServerRefused
+from token_actor.errors import InvalidValue, ServerRefused, SnapshotError
 from token_actor.operations import doctor, places, verify
 from token_actor.operations.dead import find_dead, list_dead, readable
 from token_actor.operations.server import server_findings
@@ -324,6 +324,37 @@ def test_a_snapshot_that_overtakes_the_answer_is_asked_about_again(deployment, m
     (found,) = verify.verify(client, deployment.connection, deployment.namespace)
     assert found.balanced
     assert found.total["requests"] == 2
+
+
+def test_a_log_that_was_trimmed_under_the_rebuild_is_read_again(deployment, monkeypatch):
+    deployment.client.record(1)
+    deployment.client.analytics()
+    deployment.restart()
+    lists = [[]]
+    real = verify.list_manifests
+    monkeypatch.setattr(verify, "list_manifests", lambda *keys: lists.pop() if lists else real(*keys))
+    (found,) = verify.verify(deployment.client, deployment.connection, deployment.namespace)
+    assert found.balanced
+    assert lists == []
+
+
+def test_a_proof_that_is_overtaken_again_and_again_is_given_up(deployment, monkeypatch):
+    deployment.client.record(1)
+    deployment.client.analytics()
+    deployment.restart()
+    monkeypatch.setattr(verify, "list_manifests", lambda *keys: [])
+    with pytest.raises(SnapshotError, match="faster than they could be read"):
+        verify.verify(deployment.client, deployment.connection, deployment.namespace)
+
+
+def test_books_that_the_actor_itself_finds_wrong_are_a_difference(deployment, monkeypatch):
+    books = deployment.client.books()
+    wrong = {"way": "series by model", "counter": "requests", "total": 2, "found": 1}
+    monkeypatch.setattr(deployment.client, "books", lambda **more: {**books, "differences": [wrong]})
+    (found,) = verify.verify(deployment.client, deployment.connection, deployment.namespace)
+    assert not found.balanced
+    (difference,) = found.document()["differences"]
+    assert difference == {"figure": "requests", "actor": 2, "other": 1, "way": "series by model"}
 
 
 def test_a_tenant_is_found_for_every_partition():

@@ -47,7 +47,7 @@ def ask(call):
 
 
 class Fleet(NamedTuple):
-    """A namespace that an actor serves, with events of a few agents, and a dead letter."""
+    """A namespace that an actor serves, with events of a few agents, and two dead letters: ``dead_id`` is the newer."""
 
     where: tuple[str, ...]
     totals: dict[str, int]
@@ -71,6 +71,8 @@ def fleet(server_url: str) -> Iterator[Fleet]:
                     cost_usd=None if number % 2 else "0.25",
                     message_id=f"message-{number}",
                 )
+            client.flush()
+            client.record(7, message_id="message-0")  # of other numbers than before: the only bad event of its batch
             client.flush()
             with connected(server_url) as connection:
                 malformed = Append(key=Keys("looked-at").log, fields=[b"j", b'{"input_tokens": -1, "model": "m"}'])

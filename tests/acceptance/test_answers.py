@@ -49,7 +49,7 @@ def test_analytics_has_the_totals_and_the_groups(fleet):
 def test_the_connection_may_come_before_the_command(fleet):
     answer = document(*fleet.where, "analytics", "--agent", "agent-1")
     assert answer["requests"] == 10
-    assert document(*fleet.where, "dead", "list")["total"] == 1
+    assert document(*fleet.where, "dead", "list")["total"] == 2
 
 
 def test_a_table_has_separators_and_names_what_has_no_price(fleet):
@@ -64,6 +64,21 @@ def test_a_table_is_no_wider_than_the_terminal(fleet):
     assert code == 0
     assert len(lines) > 10
     assert 50 < max(map(len, lines)) <= 60
+
+
+def test_what_is_selected_and_what_is_left_out_is_said(fleet, call):
+    _, printed, _ = call(
+        "analytics", "--group-by", "agent", "--limit", "1", "--model", "priced", "--since", "1h", *fleet.where
+    )
+    assert printed.startswith("model priced from ")
+    assert "and 2 more groups" in printed
+    _, printed, _ = call("summary", "--agent", "agent-1", *fleet.where)
+    assert printed.startswith("agent agent-1\n")
+    assert "$1.25 + 5 requests unpriced" in printed
+
+
+def test_without_events_there_is_nothing_to_list(fleet, call):
+    assert call("history", "--agent", "nobody", *fleet.where)[:2] == (0, "no events\n")
 
 
 def test_history_is_newest_first(fleet):

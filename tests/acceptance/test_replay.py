@@ -12,6 +12,7 @@ import pytest
 from tests.acceptance.program import (
     TRACE,
     Program,
+    connected,
     document,
     last_line,
     leader_pid,
@@ -21,6 +22,8 @@ from tests.acceptance.program import (
     until,
 )
 from token_actor import TokenClient
+from token_actor.transport.ports import Append, Put, PutField
+from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,6 +157,41 @@ def test_a_file_that_is_no_such_trace_is_refused_with_one_line(server_url, names
     assert (done.returncode, done.stdout) == (1, "")
     assert reason in last_line(done)
     assert "Traceback" not in done.stderr
+
+
+def test_a_replay_fails_when_somebody_else_reports_the_same_project(server_url, namespace, tmp_path):
+    made = write_jsonl(tmp_path / "trace.jsonl", events_of(200))
+    where = ("--redis", server_url, "--namespace", namespace)
+    with Program("replay", *made.words, *where, "--speed", "200", "--project", "mine", "--json") as replay:
+        until(lambda: log_length(server_url, namespace))
+        with connected(server_url) as connection:
+            stray = b'{"project": "mine", "output_tokens": 9}'
+            connection.write([Append(key=Keys(namespace).log, fields=[b"j", stray])])
+        code, printed = replay.end()
+    assert code == 1
+    assert json.loads(printed)["events"] == 201
+    assert "the totals differ: events: workers sent 200, actor counted 201 (+1); output tokens" in replay.said[-1]
+
+
+def test_an_actor_that_gives_up_by_itself_is_not_started_again(server_url, namespace, tmp_path):
+    made = write_jsonl(tmp_path / "trace.jsonl", events_of(2))
+    with connected(server_url) as connection:
+        connection.write([PutField(key=Keys(namespace).meta, field=b"partitions", value=b"2")])
+    done = run("replay", *made.words, "--redis", server_url, "--namespace", namespace, "--workers", "1")
+    assert done.returncode == 1
+    assert "the actor ended with status 1" in last_line(done)
+    assert "has 2 partitions, not 1" in last_line(done)
+
+
+def test_a_leader_that_never_answers_is_given_up(server_url, namespace, tmp_path, call, monkeypatch):
+    monkeypatch.setattr("token_actor.cli.stage.START_TIMEOUT_S", 0)
+    monkeypatch.setattr("token_actor.cli.stage.ASK_TIMEOUT_S", 0.1)
+    made = write_jsonl(tmp_path / "trace.jsonl", events_of(2))
+    with connected(server_url) as connection:
+        connection.write([Put(key=Keys(namespace).leader, value=b"1:somebody/1/x")])
+    code, printed, said = call("replay", *made.words, "--redis", server_url, "--namespace", namespace, "--workers", "1")
+    assert (code, printed) == (1, "")
+    assert "token-actor serve" in said.splitlines()[-1]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from random import Random
 import pytest
 
 from tests.acceptance.program import environment, log_length, until
-from token_actor import TokenClient
+from token_actor import BufferFull, LogUnavailable, TokenClient
 from token_actor_workers.fleet import main as fleet_main
 from token_actor_workers.lines import FORMATS, NotATrace, read_lines
-from token_actor_workers.report import Truth
+from token_actor_workers.report import Stop, Truth, finish, record
 from token_actor_workers.simulation import MODELS, NANO_PER_USD, Agent
 from token_actor_workers.trace import main as trace_main
 from token_actor_workers.trace import survey
@@ -195,23 +195,90 @@ def test_a_fleet_without_an_end_ends_on_sigterm_and_says_what_it_sent(server_url
     assert sent["pending"] == 0
 
 
-def test_a_worker_gives_up_after_a_stop_while_the_log_is_away():
-    words = ["--redis", "redis://127.0.0.1:1/0", "--agents", "20", "--seed", "a", "--seconds", "0.2"]
+class Unheard:
+    """A client whose log stays away; the second flush comes with a stop."""
+
+    pending = 3
+
+    def __init__(self, stop):
+        self.stop = stop
+        self.flushes = 0
+
+    def flush(self, timeout_s):
+        self.flushes += 1
+        if self.flushes == 2:
+            self.stop.ask()
+        raise LogUnavailable("away", timeout_s=timeout_s, pending=self.pending)
+
+    def close(self, timeout_s):
+        self.flush(timeout_s)
+
+
+def test_a_worker_keeps_what_the_log_did_not_take_until_it_is_stopped(signals, capsys, monkeypatch):
+    monkeypatch.setattr("token_actor_workers.report.STOPPED_FLUSH_S", 0)
+    client = Unheard(Stop())
+    truth = Truth()
+    assert finish(client, truth, client.stop) == 1
+    printed, said = capsys.readouterr()
+    assert json.loads(printed)["sent"] == {**truth.sums, "pending": 3}
+    assert "3 events could not be brought to the log" in said
+    assert client.flushes == 3, "one before the stop, one with it, and one to close"
+
+
+def test_a_trace_in_its_own_time_ends_on_sigterm_with_what_it_has_sent(server_url, namespace, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"input_tokens": 7, "timestamp": 1}\n{"input_tokens": 7, "timestamp": 99999}\n')
+    words = [str(path), "--format", "jsonl", "--speed", "1", "--redis", server_url, "--namespace", namespace]
     with subprocess.Popen(
-        [sys.executable, "-m", "token_actor_workers.fleet", *words],
+        [sys.executable, "-m", "token_actor_workers.trace", *words],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         env=environment(),
     ) as worker:
-        with pytest.raises(subprocess.TimeoutExpired):
-            worker.wait(2)  # it keeps what it has, for as long as nobody stops it
+        until(lambda: log_length(server_url, namespace))
         worker.terminate()
-        printed, said = worker.communicate(timeout=15)
-    sent = json.loads(printed)["sent"]
-    assert worker.returncode == 1
-    assert sent["pending"] == sent["events"] + sent["retries"] > 0
-    assert "could not be brought to the log" in said
+        printed, _ = worker.communicate(timeout=15)
+    assert worker.returncode == 0
+    assert json.loads(printed)["sent"]["events"] == 1
+
+
+def test_a_fleet_goes_on_when_nobody_answers_for_the_limit(server_url, namespace, capsys, signals, monkeypatch):
+    monkeypatch.setattr("token_actor_workers.fleet.ASK_TIMEOUT_S", 0.05)
+    words = ["--redis", server_url, "--namespace", namespace, "--agents", "2", "--seconds", "1", "--limit-tokens", "1"]
+    assert fleet_main(words) == 0
+    sent = json.loads(capsys.readouterr().out)["sent"]
+    assert sent["unanswered"] == sent["checks"] == sent["events"] > 0
+
+
+class Crowded:
+    """A client that has no room for the first record, and whose log takes a moment."""
+
+    def __init__(self):
+        self.refused = 0
+        self.taken = 0
+
+    def record(self, **usage):
+        if self.refused < 2:
+            self.refused += 1
+            raise BufferFull("full", pending=1)
+        self.taken += 1
+
+    def flush(self, timeout_s):
+        if self.refused == 1:
+            raise LogUnavailable("away", timeout_s=timeout_s, pending=1)
+
+
+def test_a_worker_waits_while_too_much_waits_for_the_log(signals):
+    client = Crowded()
+    assert record(client, {"input_tokens": 1}, Stop())
+    assert (client.refused, client.taken) == (2, 1)
+
+
+def test_a_worker_that_was_stopped_records_nothing_more(signals):
+    stop = Stop()
+    stop.ask()
+    assert stop.wait(60)
+    assert not record(Crowded(), {"input_tokens": 1}, stop)
 
 
 def test_every_format_is_offered():

@@ -227,7 +227,9 @@ def entry_lists(draw):
             entries.append(command_entry("record", event=fields, request_id=request_id, at_ms=at_ms, seq=seq))
         elif kind == "reset":
             scope = {"tenant": "default", "session": draw(NAMES["session"])}
-            entries.append(command_entry("reset", scope, request_id=draw(st.sampled_from("5678")), at_ms=at_ms, seq=seq))
+            entries.append(
+                command_entry("reset", scope, request_id=draw(st.sampled_from("5678")), at_ms=at_ms, seq=seq)
+            )
         else:
             entries.append(draw(st.sampled_from([
                 entry(b"junk", b"b", at_ms=at_ms, seq=seq), single_entry(at_ms, seq, input_tokens=-1),
@@ -285,7 +287,9 @@ def test_nor_does_the_fold_of_a_long_log_in_which_every_bound_is_met(seed, monke
         ]
         if rng.random() < 0.2:
             fields = fields_of(made[0])
-            entries.append(command_entry("record", event=fields, request_id=str(rng.randrange(200)), at_ms=at_ms, seq=seq))
+            entries.append(
+                command_entry("record", event=fields, request_id=str(rng.randrange(200)), at_ms=at_ms, seq=seq)
+            )
         elif rng.random() < 0.1:
             scope = {"tenant": rng.choice(("default", "t")), "session": f"s{seq // 20 - rng.randrange(5)}"}
             entries.append(command_entry("reset", scope, request_id=f"r{seq}", at_ms=at_ms, seq=seq))
@@ -295,7 +299,9 @@ def test_nor_does_the_fold_of_a_long_log_in_which_every_bound_is_met(seed, monke
             entries.append(batch_entry(*made, at_ms=at_ms, seq=seq, producer=producer, first_seq=first_seq))
     state, told, letters = outcome(entries, [])
     assert OTHER in state["series"]
-    assert any(any(sums) for sums in (part["dropped"][2] for part in state["frames"].values() if isinstance(part, dict)))
+    assert any(
+        any(sums) for sums in (part["dropped"][2] for part in state["frames"].values() if isinstance(part, dict))
+    )
     assert (len(state["answers"]), len(state["producers"][1]), len(state["message_ids"][0])) == (20, 2, 5)
     assert letters
     for cuts in (range(1, 600), [300], sorted(rng.sample(range(1, 600), 60))):

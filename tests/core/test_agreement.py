@@ -99,7 +99,9 @@ UPDATES = st.tuples(
     st.sampled_from(["batch", "json", "msgpack"]),
 )  # fmt: skip
 WAITS = st.tuples(st.just("wait"), st.integers(0, 80) | st.integers(0, 100_000))
-OTHERS = st.tuples(st.just("other"), st.sampled_from([{"session": "s", "tenant": "u"}, {"session": "r", "tenant": "t"}]))
+OTHERS = st.tuples(
+    st.just("other"), st.sampled_from([{"session": "s", "tenant": "u"}, {"session": "r", "tenant": "t"}])
+)
 STEPS = st.lists(st.one_of(UPDATES, UPDATES, UPDATES, UPDATES, WAITS, WAITS, OTHERS, st.just(("reset",))), max_size=40)
 WINDOWS = st.lists(st.integers(1, 80) | st.integers(1, 100_000), min_size=3, max_size=3)
 
@@ -128,7 +130,7 @@ def perform(step: tuple[Any, ...], manager: TokenManager, fleet: SessionOfTheFle
     else:
         _, counts, message_id, model, form = step
         counted = fleet.update_tokens(counts, message_id, model, form)
-        assert manager.update_tokens(*counts, message_id) is counted
+        assert manager.update_tokens(counts[0], counts[1], counts[2], counts[3], message_id) is counted
 
 
 def assert_same_answers(manager, fleet, windows=()):
@@ -198,7 +200,9 @@ def test_they_agree_over_a_long_session(seed):
     for _ in range(400):
         counts = tuple(rng.randrange(300) for _ in range(4))
         message_id = rng.choice((None, f"id{rng.randrange(80)}"))
-        perform(("update", counts, message_id, rng.choice("mn"), rng.choice(("batch", "json", "msgpack"))), manager, fleet)
+        perform(
+            ("update", counts, message_id, rng.choice("mn"), rng.choice(("batch", "json", "msgpack"))), manager, fleet
+        )
         perform(("wait", rng.choice((0, 0, 1, 8, 400))), manager, fleet)
         if rng.random() < 0.01:
             perform(("reset",), manager, fleet)

@@ -278,7 +278,9 @@ class PlainIds:
 
 
 READS = st.lists(
-    st.tuples(st.integers(0, 30), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 1)), min_size=1, max_size=9)),
+    st.tuples(
+        st.integers(0, 30), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 1)), min_size=1, max_size=9)
+    ),
     max_size=15,
 )
 
@@ -291,7 +293,9 @@ def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(reads, ids_max, age
         now_ms += step_ms
         expected = [oracle.see_one(message_id, numbers, now_ms) for message_id, numbers in read]
         duplicates, conflicts = known.see([i for i, _ in read], [n for _, n in read], [now_ms] * len(read))
-        found = ["duplicate" if at in duplicates else "conflict" if at in conflicts else "new" for at in range(len(read))]
+        found = [
+            "duplicate" if at in duplicates else "conflict" if at in conflicts else "new" for at in range(len(read))
+        ]
         assert found == expected
         if place < len(forgotten):
             known.forget([forgotten[place]])

@@ -204,9 +204,9 @@ def test_each_resolution_has_what_it_has_to_keep_and_all_books_agree(reads, step
     frames, now_ms, events = FrameSet(retention_ms=SHORT), START_MS, []
     for read, step_ms in zip(reads, steps, strict=False):
         now_ms += step_ms
-        read = [(row, min(START_MS + at_ms, now_ms), tokens) for row, at_ms, tokens in read]
-        add(frames, *read, log_ms=now_ms)
-        events += read
+        taken = [(row, min(START_MS + at_ms, now_ms), tokens) for row, at_ms, tokens in read]
+        add(frames, *taken, log_ms=now_ms)
+        events += taken
         for resolution, width_ms in RESOLUTIONS_MS.items():
             expected: dict[int, dict[int, tuple[int, int]]] = {}
             for row, at_ms, tokens in events:

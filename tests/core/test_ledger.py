@@ -200,8 +200,10 @@ def test_a_message_id_with_other_numbers_is_a_conflict_and_the_first_one_counts(
     assert apply(ledger, event(2, 1, message_id="m")) == [
         (
             "id_conflict",
-            "message_id 'm' was counted before with other numbers than input_tokens=2, output_tokens=1, "
-            "cache_read_tokens=0, cache_write_tokens=0, reasoning_tokens=0",
+            (
+                "message_id 'm' was counted before with other numbers than input_tokens=2, output_tokens=1, "
+                "cache_read_tokens=0, cache_write_tokens=0, reasoning_tokens=0"
+            ),
         )
     ]
     assert (total(ledger), total(ledger, "duplicates"), ledger.dead) == (1, 0, {"id_conflict": 1})
@@ -236,9 +238,7 @@ def test_the_same_id_from_two_producers_is_counted_once(ledger):
 
 def test_of_a_batch_only_the_bad_events_are_rejected(ledger):
     rejections = send(ledger, event(1), event(2), event(4), bad=[1])
-    assert [(r.entry, r.position, r.reason, r.detail) for r in rejections] == [
-        (0, 1, "range", "input_tokens is wrong")
-    ]
+    assert [(r.entry, r.position, r.reason, r.detail) for r in rejections] == [(0, 1, "range", "input_tokens is wrong")]
     assert (total(ledger), ledger.dead) == (5, {"range": 1})
 
 

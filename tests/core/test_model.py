@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -42,7 +41,9 @@ NAMES = {
 }
 COUNT = st.integers(0, 3) | st.integers(0, TOKENS_MAX)
 IDS = st.sampled_from([None, None, "x", "y", "z"])
-DELAYS = st.sampled_from([None, 0, 1, 500, MINUTE_MS, 3 * HOUR_MS, 2 * DAY_MS, 36 * DAY_MS, -1000, -6 * MINUTE_MS, -DAY_MS])
+DELAYS = st.sampled_from(
+    [None, 0, 1, 500, MINUTE_MS, 3 * HOUR_MS, 2 * DAY_MS, 36 * DAY_MS, -1000, -6 * MINUTE_MS, -DAY_MS]
+)
 STEPS = st.sampled_from([0, 0, 1, 999, MINUTE_MS, HOUR_MS, -5000])
 
 
@@ -55,14 +56,19 @@ def good_events(draw, *, timed=True):
     return event(draw(COUNT), draw(COUNT), counts=counts, at_ms=at_ms, message_id=draw(IDS), **names)
 
 
-BAD_EVENTS = st.sampled_from([Event("no key"), Event("default" + "\x1f" * 6, TOKENS_MAX + 1, 0, 0, 0, 0, 0, UNPRICED, None, "x")])
+BAD_EVENTS = st.sampled_from(
+    [Event("no key"), Event("default" + "\x1f" * 6, TOKENS_MAX + 1, 0, 0, 0, 0, 0, UNPRICED, None, "x")]
+)
 
 
 @st.composite
 def batches(draw):
     timed = draw(st.booleans())
     made = draw(st.lists(good_events(timed=timed) | BAD_EVENTS, min_size=1, max_size=6))
-    return [each if (each.timestamp_ms is not None) == timed else each._replace(timestamp_ms=START_MS if timed else None) for each in made]
+    return [
+        each if (each.timestamp_ms is not None) == timed else each._replace(timestamp_ms=START_MS if timed else None)
+        for each in made
+    ]
 
 
 class LedgerAgainstOracle(RuleBasedStateMachine):
@@ -197,7 +203,9 @@ class LedgerAgainstOracle(RuleBasedStateMachine):
     def history_agrees(self):
         for selector in ({}, {"session": "s"}, {"tenant": "t", "model": "n"}):
             history = ask(self.ledger, "history", limit=50, selector=selector)["history"]
-            found = [(entry["timestamp"], entry["message_id"], tuple(entry[name] for name in SIX[:5])) for entry in history]
+            found = [
+                (entry["timestamp"], entry["message_id"], tuple(entry[name] for name in SIX[:5])) for entry in history
+            ]
             newest_first = self.oracle.selected(**selector)[::-1][:50]
             assert found == [(each.event_ms / 1000, each.message_id, each.counts) for each in newest_first]
 

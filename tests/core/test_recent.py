@@ -203,7 +203,13 @@ def test_a_window_is_covered_while_nothing_of_it_was_dropped(timed):
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=9)
 
 
-@given(st.lists(ROWS, max_size=10), st.integers(1, 20), st.sets(st.integers(0, 6)), st.integers(0, 12), st.integers(-5, 250))
+@given(
+    st.lists(ROWS, max_size=10),
+    st.integers(1, 20),
+    st.sets(st.integers(0, 6)),
+    st.integers(0, 12),
+    st.integers(-5, 250),
+)
 @examples(150)
 def test_newest_and_windows_equal_brute_force(reads, events_max, rows, limit, since_ms):
     recent, now_ms, events = RecentEvents(events_max=events_max), 0, []

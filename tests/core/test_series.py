@@ -115,7 +115,11 @@ def test_a_name_may_contain_what_only_ours_begin_with():
 
 def test_when_the_rows_run_out_new_sessions_are_counted_under_other():
     table, rows = table_of(*({"session": f"s{number}", "agent": "a"} for number in range(60)), rows_max=50)
-    assert [names_at(table, row, "session", "agent") for row in rows[48:51]] == [("s48", "a"), (OTHER, "a"), (OTHER, "a")]
+    assert [names_at(table, row, "session", "agent") for row in rows[48:51]] == [
+        ("s48", "a"),
+        (OTHER, "a"),
+        (OTHER, "a"),
+    ]
 
 
 def test_when_they_run_out_for_other_sessions_too_then_agents_follow_and_so_on():
@@ -130,7 +134,7 @@ def test_a_tenant_is_never_given_the_row_of_another_for_want_of_rows():
 
 
 def test_a_known_series_is_found_when_the_rows_have_run_out():
-    table, rows = table_of(*({"session": f"s{n}"} for n in range(60)), {"session": "s5"}, rows_max=50)
+    _, rows = table_of(*({"session": f"s{n}"} for n in range(60)), {"session": "s5"}, rows_max=50)
     assert rows[-1] == 5
 
 

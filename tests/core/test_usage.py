@@ -75,7 +75,9 @@ def test_no_name_is_the_empty_one(name):
     assert check_name("agent", name) == ""
 
 
-@pytest.mark.parametrize("name", ["a", "gpt-4o", "名前", "naïve café", "_x", "x__", "👩‍💻", "a\u2028b", "x" * 128, "é" * 64])
+@pytest.mark.parametrize(
+    "name", ["a", "gpt-4o", "名前", "naïve café", "_x", "x__", "👩‍💻", "a\u2028b", "x" * 128, "é" * 64]
+)
 def test_a_name_is_kept_as_given(name):
     assert check_name("agent", name) == name
 
@@ -199,7 +201,8 @@ def test_a_cost_out_of_range_is_refused(cost):
 
 
 @pytest.mark.parametrize(
-    "cost", [True, "", "a lot", "1,5", [], {}, b"1", math.nan, math.inf, "NaN", "sNaN", "-Infinity", "1e9999999999999999999"]
+    "cost",
+    [True, "", "a lot", "1,5", [], {}, b"1", math.nan, math.inf, "NaN", "sNaN", "-Infinity", "1e9999999999999999999"],
 )
 def test_a_cost_that_is_no_finite_number_is_refused(cost):
     assert refusal(cost_to_nanousd, cost) == ("cost_usd", "type")

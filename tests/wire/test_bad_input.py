@@ -16,7 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.makers import PRODUCER, START_MS, ask, batch_entry, command_entry, entry, event, examples, json_entry, single_entry, total
+from tests.makers import (
+    PRODUCER,
+    START_MS,
+    ask,
+    batch_entry,
+    command_entry,
+    entry,
+    event,
+    examples,
+    json_entry,
+    single_entry,
+    total,
+)
 from token_actor.actor.fold import fold
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.series import NAMES_MAX, OTHER
@@ -123,7 +135,10 @@ NOT_DECODED = {
     "a batch with a series nobody used": (b"b", changed(k=[*unpack_batch(BATCH, lists=LIST_FIELDS)["k"], "x"])),
     "a batch with times before its first": (b"b", changed(t=START_MS, d=int64(-1, 0))),
     "a batch with ids for others": (b"b", changed(m=["x"])),
-    "a command for a client of someone else": (b"c", pack({"v": 1, "id": "1", "client": "a}:b", "op": "reset", "args": {}})),
+    "a command for a client of someone else": (
+        b"c",
+        pack({"v": 1, "id": "1", "client": "a}:b", "op": "reset", "args": {}}),
+    ),
     "a command without an id": (b"c", pack({"v": 1, "client": "a", "op": "reset", "args": {}})),
     "a command with an event of text": (b"c", pack({"v": 1, "id": "1", "client": "a", "op": "record", "event": "x"})),
 }
@@ -161,7 +176,9 @@ def test_a_batch_with_any_byte_changed_is_counted_or_quarantined(byte):
 # --- too large, another version ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "most"), [(b"b", BATCH_BYTES_MAX), (b"e", MESSAGE_BYTES_MAX), (b"j", MESSAGE_BYTES_MAX)])
+@pytest.mark.parametrize(
+    ("name", "most"), [(b"b", BATCH_BYTES_MAX), (b"e", MESSAGE_BYTES_MAX), (b"j", MESSAGE_BYTES_MAX)]
+)
 def test_a_payload_above_its_limit_is_dead_too_large_before_it_is_decoded(name, most):
     assert outcome(name, b"\xff" * (most + 1)) == "too_large"
     assert outcome(name, b"\xff" * most) == "decode"
@@ -294,7 +311,9 @@ def test_a_text_that_is_none_is_dead_type(field, value):
     assert outcomes(**{field: value}) == {"type"}
 
 
-@pytest.mark.parametrize("name", ["名前", "naïve", "👩‍💻", "a b", "=cmd()", "<script>", "'; DROP TABLE", "\u202eabc", "x" * 128])
+@pytest.mark.parametrize(
+    "name", ["名前", "naïve", "👩‍💻", "a b", "=cmd()", "<script>", "'; DROP TABLE", "\u202eabc", "x" * 128]
+)
 def test_other_unicode_is_kept_as_given(name):
     ledger = Ledger()
     fold(ledger, [single_entry(agent=name), json_entry(agent=name), batch_entry(event(agent=name))], epoch=1)
@@ -329,7 +348,10 @@ def test_names_without_end_are_counted_under_other_with_exact_totals(dimension):
 def test_the_same_id_with_the_same_content_is_a_duplicate():
     ledger = Ledger()
     entries = [single_entry(message_id="m", input_tokens=5), json_entry(message_id="m", input_tokens=5)]
-    entries += [batch_entry(event(5, message_id="m")), command_entry("record", event={"message_id": "m", "input_tokens": 5})]
+    entries += [
+        batch_entry(event(5, message_id="m")),
+        command_entry("record", event={"message_id": "m", "input_tokens": 5}),
+    ]
     assert fold(ledger, entries, epoch=1).dead == []
     assert (total(ledger), total(ledger, "duplicates")) == (5, 3)
 
@@ -337,7 +359,10 @@ def test_the_same_id_with_the_same_content_is_a_duplicate():
 def test_the_same_id_with_other_content_is_dead_id_conflict():
     ledger = Ledger()
     entries = [single_entry(message_id="m", input_tokens=5), json_entry(message_id="m", input_tokens=6)]
-    entries += [batch_entry(event(7, message_id="m")), command_entry("record", event={"message_id": "m", "input_tokens": 8})]
+    entries += [
+        batch_entry(event(7, message_id="m")),
+        command_entry("record", event={"message_id": "m", "input_tokens": 8}),
+    ]
     assert [letter.reason for letter in fold(ledger, entries, epoch=1).dead] == ["id_conflict"] * 3
     assert (total(ledger), ledger.dead) == (5, {"id_conflict": 3})
 
@@ -365,7 +390,9 @@ def test_a_time_of_400_digits_is_clamped_and_flagged():
     assert total(ledger, "clamped") == 1
 
 
-@pytest.mark.parametrize(("start_ms", "after_ms"), [(0, 0), (START_MS * 1000, 5), (-(2**62) + 1, 2**63 - 1), (2**62 - 1, 2**63 - 1)])
+@pytest.mark.parametrize(
+    ("start_ms", "after_ms"), [(0, 0), (START_MS * 1000, 5), (-(2**62) + 1, 2**63 - 1), (2**62 - 1, 2**63 - 1)]
+)
 def test_a_time_of_a_batch_that_is_far_off_is_clamped_and_flagged(start_ms, after_ms):
     ledger = Ledger()
     assert fold(ledger, [entry(changed(t=start_ms, d=int64(0, after_ms)))], epoch=1).dead == []

@@ -49,6 +49,14 @@ def refusal(decode, data):
     return refused.value.reason, refused.value.detail
 
 
+def read_or_refused(decode, data):
+    """Return what was read, or the sentence of the refusal."""
+    try:
+        return decode(data)
+    except BadEntry as bad:
+        return str(bad)
+
+
 def nested(levels):
     """Return a map with maps and lists in it, ``levels`` deep with itself."""
     value: object = 1
@@ -273,20 +281,16 @@ PLAIN = st.recursive(
 def test_what_is_packed_unpacks_to_the_same(value):
     data = pack(value)
     assert unpack_trusted(data) == value
-    try:
-        assert unpack_message(data) == value
-    except BadEntry as bad:
-        assert "nested too deep" in bad.detail
+    read = read_or_refused(unpack_message, data)
+    assert read in (value, "decode: not msgpack: nested too deep")
 
 
 @pytest.mark.parametrize("decode", [*MSGPACK, unpack_json])
 @given(data=st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"\x82\xa1k\x92\xa1a\xc0" + tail))
 @examples(150)
 def test_random_bytes_are_a_map_or_refused(decode, data):
-    try:
-        assert type(decode(data)) is dict
-    except BadEntry as bad:
-        assert bad.reason == "decode"
+    read = read_or_refused(decode, data)
+    assert type(read) is dict or read.startswith("decode: ")
 
 
 # --- states ---------------------------------------------------------------------------------------

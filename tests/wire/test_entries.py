@@ -24,11 +24,13 @@ def test_an_id_may_lack_its_second_part():
     assert id_pair(b"5") == (5, 0)
 
 
-@pytest.mark.parametrize("value", [b"0-0", b"1700000000123-7", b"9" * 19 + b"-0"])
+@pytest.mark.parametrize("value", [b"0-0", b"1700000000123-7", b"18446744073709551615-18446744073709551615"])
 def test_two_numbers_are_an_id(value):
     assert is_entry_id(value)
 
 
-@pytest.mark.parametrize("value", [b"", b"5", b"-1-0", b"a-b", b"5-5\n", b"5-5-5", b"9" * 20 + b"-0", "5-5", 7, None, b"\xd9\xa3-1"])
+@pytest.mark.parametrize(
+    "value", [b"", b"5", b"-1-0", b"a-b", b"5-5\n", b"5-5-5", b"9" * 21 + b"-0", "5-5", 7, None, b"\xd9\xa3-1"]
+)
 def test_anything_else_is_none(value):
     assert not is_entry_id(value)

@@ -46,7 +46,9 @@ def test_events_have_the_log_time_of_their_entry():
 
 
 def test_a_command_divides_the_events_before_it_from_those_after():
-    read = decode_read([single_entry(input_tokens=1), command_entry("reset", at_ms=START_MS + 9), single_entry(input_tokens=2)])
+    read = decode_read(
+        [single_entry(input_tokens=1), command_entry("reset", at_ms=START_MS + 9), single_entry(input_tokens=2)]
+    )
     first, command, last = read.steps
     assert (inputs(first), inputs(last)) == ([1], [2])
     assert isinstance(command, PlacedCommand)
@@ -61,7 +63,9 @@ def test_what_cannot_be_decoded_is_rejected_and_the_rest_is_read():
     read = decode_read([single_entry(input_tokens=1), entry(b"junk", b"b"), single_entry(input_tokens=2)])
     (step,) = read.steps
     assert inputs(step) == [1, 2]
-    assert [(rejection.entry, rejection.position, rejection.reason) for rejection in read.rejections] == [(1, None, "decode")]
+    assert [(rejection.entry, rejection.position, rejection.reason) for rejection in read.rejections] == [
+        (1, None, "decode")
+    ]
 
 
 def test_a_bad_value_is_rejected_under_its_own_reason():
@@ -103,13 +107,18 @@ VALUES = st.one_of(
     st.dictionaries(
         st.sampled_from([*COUNTS, *DIMENSIONS, "timestamp", "cost_usd", "message_id", "tags", "exactness", "x"]),
         st.one_of(
-            st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=4), st.booleans(), st.none(), st.binary(max_size=3),
-            st.lists(st.text(max_size=2), max_size=2), st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
+            st.integers(-(2**63), 2**64 - 1),
+            st.floats(),
+            st.text(max_size=4),
+            st.booleans() | st.none(),
+            st.binary(max_size=3),
+            st.lists(st.text(max_size=2), max_size=2),
+            st.dictionaries(st.text(max_size=2), st.text(max_size=2), max_size=2),
         ),
         max_size=4,
     ).map(pack),
     st.sampled_from([batch_entry(event(1))[1][1], command_entry("reset")[1][1], json_entry(model="m")[1][1]]),
-)  # fmt: skip
+)
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8))

@@ -34,17 +34,24 @@ class Leadership:
         held = self._connection.get(self._keys.leader)
         if held is not None:
             return held == self._value  # ours, when the reply to an earlier attempt was lost
+        if not self._claim(lease_ms, only_if_absent=True):
+            self.epoch = 0
+            return False
+        while self._connection.get(self._keys.epoch) != b"%d" % self.epoch:
+            self._claim(lease_ms, only_if_absent=False)  # held up meanwhile: somebody may have led under a later epoch
+        return True
+
+    def _claim(self, lease_ms: int, *, only_if_absent: bool) -> bool:
+        """Draw the next epoch, and write the lease under it; tell whether it is written."""
         (epoch,) = self._connection.write([Increment(key=self._keys.epoch)])
         if isinstance(epoch, ServerRefused):
             raise epoch
         assert isinstance(epoch, int), "a counter counts"
         self.epoch = epoch
-        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=lease_ms, only_if_absent=True)
+        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=lease_ms, only_if_absent=only_if_absent)
         (outcome,) = self._connection.write([lease])
         if isinstance(outcome, ServerRefused):
             raise outcome
-        if outcome is None:
-            self.epoch = 0
         return outcome is not None
 
     def renew(self, lease_ms: int) -> bool:

@@ -160,8 +160,11 @@ class Actor:
     def _check_partitions(self) -> None:
         """Write down the number of partitions, or refuse another one: tenants would change their place."""
         meta, wanted = self._keys.meta, str(self._settings.partitions).encode()
-        self._connection.write([PutField(key=meta, field=b"partitions", value=wanted)])
-        written = self._connection.get_fields(meta)[b"partitions"]
+        (outcome,) = self._connection.write([PutField(key=meta, field=b"partitions", value=wanted)])
+        written = self._connection.get_fields(meta).get(b"partitions")
+        if written is None:
+            assert isinstance(outcome, ServerRefused), "what was not refused is there"
+            raise outcome
         if written != wanted:
             raise SetupError(
                 f"namespace {self._keys.namespace!r} has {written.decode()} partitions, not {wanted.decode()}: "
@@ -183,8 +186,8 @@ class Actor:
     def _running(self) -> None:
         while self._leadership.epoch and not self._clock.wait(0):
             self._turn(self._settings.block_ms)
-            self._keep_lease(self._settings.lease_ms)
-            self._step_snapshot()
+            if self._keep_lease(self._settings.lease_ms):
+                self._step_snapshot()
 
     def _turn(self, block_ms: int | None) -> int:
         """Read, fold, answer, write; return how many entries were read."""
@@ -273,12 +276,14 @@ class Actor:
                 kept.append(operation)
         self._unwritten = list(kept)
 
-    def _keep_lease(self, lease_ms: int) -> None:
+    def _keep_lease(self, lease_ms: int) -> bool:
+        """Renew the lease when it is time; tell whether it is still held."""
         ticks_ms = self._clock.ticks_ms()
         if ticks_ms >= self._lease_due_ms:
             self._lease_due_ms = ticks_ms + self._settings.lease_ms // 4
             if not self._leadership.renew(lease_ms):
                 log.warning("Lost the lease", extra={"action": "lease_lost"})
+        return bool(self._leadership.epoch)
 
     def _step_snapshot(self) -> None:
         """Do the next piece of a snapshot, if one is under way or due."""
@@ -329,11 +334,13 @@ class Actor:
             return
         deadline_ms = self._clock.ticks_ms() + self._settings.drain_ms
         while self._turn(block_ms=None) and self._clock.ticks_ms() < deadline_ms:
-            self._keep_lease(self._settings.recovery_lease_ms)
+            if not self._keep_lease(self._settings.recovery_lease_ms):
+                return  # to whoever leads now, the rest of the log is theirs
         self._snapshot = None
         if self._state.position != self._snapshot_position and not self._unwritten:
             self._begin_snapshot()
             while self._advance_snapshot():
-                self._keep_lease(self._settings.recovery_lease_ms)
+                if not self._keep_lease(self._settings.recovery_lease_ms):
+                    return
         self._leadership.release()
         log.info("Stopped", extra={"action": "stopped", "offset": self._state.position.offset.decode()})

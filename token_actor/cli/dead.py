@@ -26,7 +26,7 @@ def list_letters(
     *,
     redis: Redis = None,
     namespace: Namespace = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest.")] = LISTED,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many, the newest.")] = LISTED,
     as_json: AsJson = False,
 ) -> None:
     """List the newest dead letters, with the reason of each."""

@@ -104,9 +104,11 @@ def demo(
     *,
     redis: Redis = None,
     namespace: Namespace = None,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long the fleet works.")] = 20.0,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 4,
-    agents: Annotated[int, typer.Option(min=1, max=10_000, help="Agents, shared out among the workers.")] = 24,
+    seconds: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="How long the fleet works.")] = 20.0,
+    workers: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Worker processes.")] = 4,
+    agents: Annotated[
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Agents, shared out among the workers.")
+    ] = 24,
     soft_limit: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help=f"Tokens of the fleet in any {WINDOW_S:.0f} s.")
     ] = None,

@@ -78,7 +78,7 @@ class _Screen:
         self._live.update(drawn(self._picture, self._live.console), refresh=True)
 
     def note(self, text: str) -> None:
-        self._live.console.print(text, style="yellow", soft_wrap=True)
+        self._live.console.print(text, style="yellow")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def export(
     timeout: Timeout = TIMEOUT_S,
     export_format: Annotated[str, typer.Option("--format", metavar="|".join(EXPORT_FORMATS), help="Format.")] = "json",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File; - is stdout.")] = STDOUT,
-    limit: Annotated[int | None, typer.Option(min=0, help="At most so many events, the newest.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="At most N events, the newest.")] = None,
     tenant: Tenant = None,
     project: Project = None,
     user: User = None,

@@ -64,7 +64,13 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def note(text: str, *, style: str = "dim") -> None:
     """Tell a person something that is no answer."""
-    notes().print(text, style=style, soft_wrap=True)
+    _tell(text, style)
+
+
+def _tell(text: str, style: str) -> None:
+    """Print on stderr: wrapped between words on a terminal, one line elsewhere, however long."""
+    console = notes()
+    console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
 def complain(error: object) -> None:
@@ -72,7 +78,7 @@ def complain(error: object) -> None:
     lines = str(error).splitlines()
     told = lines if len(lines) <= LINES_TOLD else [lines[0], "...", *lines[-2:]]  # a server's log tells it at its end
     text = " ".join(" ".join(told).split())
-    notes().print(f"token-actor: {text}{_advice(error)}", style="red", soft_wrap=True)
+    _tell(f"token-actor: {text}{_advice(error)}", "red")
 
 
 def _advice(error: object) -> str:

@@ -35,7 +35,7 @@ class _Bar:
         self._progress.update(self._task, completed=done)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, style="dim", soft_wrap=True)
+        self._progress.console.print(text, style="yellow")
 
 
 class _Lines:

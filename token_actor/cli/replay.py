@@ -85,9 +85,11 @@ def replay(
     trace_format: Annotated[TraceFormat, typer.Option("--format", help="Format of the trace.")],
     redis: Redis = None,
     namespace: Namespace = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 4,
-    speed: Annotated[float, typer.Option(min=0, help="Times real time; 0 is as fast as it goes.")] = 0,
-    resend: Annotated[float, typer.Option(min=0, max=1, help="Share of the batches that are sent twice.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Worker processes.")] = 4,
+    speed: Annotated[float, typer.Option(min=0, metavar="X", help="Times real time; 0 is as fast as it goes.")] = 0,
+    resend: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of the batches that are sent twice.")
+    ] = 0,
     project: Annotated[
         str | None, typer.Option(metavar="NAME", help="Project of every record; else a new one.")
     ] = None,

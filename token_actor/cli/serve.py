@@ -36,16 +36,22 @@ def serve(
     *,
     redis: Redis = None,
     namespace: Namespace = None,
-    partition: Annotated[int, typer.Option(min=0, help="Which partition.", rich_help_panel=CONNECTION)] = 0,
+    partition: Annotated[
+        int, typer.Option(min=0, metavar="P", help="Which partition.", rich_help_panel=CONNECTION)
+    ] = 0,
     partitions: Annotated[
-        int, typer.Option(min=1, help="How many there are; fixed by the first actor.", rich_help_panel=CONNECTION)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="How many there are; fixed by the first actor.", rich_help_panel=CONNECTION
+        ),
     ] = 1,
     embedded: Annotated[bool, typer.Option(help="Run the server too.", rich_help_panel=_EMBEDDED)] = False,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Its data, kept.", rich_help_panel=_EMBEDDED, file_okay=False)
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Its port; else a free one.", rich_help_panel=_EMBEDDED)
+        int | None,
+        typer.Option(min=1, max=65535, metavar="N", help="Its port; else a free one.", rich_help_panel=_EMBEDDED),
     ] = None,
     log_json: Annotated[bool, typer.Option(help="Log as JSON lines.")] = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,

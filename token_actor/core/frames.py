@@ -32,6 +32,7 @@ SUMS: Final = (
     "reasoning_tokens",
     "requests",
     "cost_nanousd",
+    "unpriced",  # requests without a cost: a sum of money means little without their number
 )
 RESOLUTIONS_MS: Final = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 RETENTION_MS: Final = {"minute": 24 * 3_600_000, "hour": 60 * 86_400_000, "day": 5 * 366 * 86_400_000}
@@ -41,7 +42,7 @@ _ROW_BITS: Final = 24  # more than rows_max, so (start, row) packs into one int6
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Hold the sums of one span of time: ``rows`` sorted, ``sums`` of shape (7, rows)."""
+    """Hold the sums of one span of time: ``rows`` sorted, ``sums`` of shape (SUMS, rows)."""
 
     rows: Int64s
     sums: Int64s
@@ -78,7 +79,7 @@ class FrameSet:
         self._log_ms = log_ms
 
     def add(self, rows: Int64s, event_ms: Int64s, values: Int64s) -> None:
-        """Take events: their rows, times, and ``values`` of shape (7, n); not copied until folded."""
+        """Take events: their rows, times, and ``values`` of shape (SUMS, n); not copied until folded."""
         self._waiting.append((rows, event_ms, values))
         self._waiting_events += len(rows)
         if self._waiting_events >= WAITING_MAX:

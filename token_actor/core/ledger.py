@@ -27,7 +27,7 @@ from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, I
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "unpriced", "clamped", "inconsistent")
+FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "clamped", "inconsistent")
 COUNTERS: Final = (*SUMS, *FLAG_COUNTS, "duplicates")  # one int64 per series each
 _DUPLICATES: Final = COUNTERS.index("duplicates")
 
@@ -213,7 +213,8 @@ class Ledger:
         flags = columns.flags[picked] | np.where(event_ms != claimed_ms, CLAMPED, 0).astype(np.uint8)
         flags |= np.where(counts[4] > counts[1], INCONSISTENT, 0).astype(np.uint8)
         cost = columns.cost[picked]
-        values = np.concatenate((counts, np.ones((1, len(rows)), dtype=np.int64), cost[np.newaxis]))
+        ones = np.ones(len(rows), dtype=np.int64)
+        values = np.concatenate((counts, [ones, cost, (flags & UNPRICED) // UNPRICED]))
         for counter, value in zip(self.counters, values, strict=False):
             if value.any():
                 np.add.at(counter, rows, value)
@@ -238,7 +239,7 @@ class Ledger:
             return
         exactness = flags & EXACTNESS_MASK
         raised = [exactness == index for index in range(1, len(EXACTNESS))]
-        raised += [flags & flag != 0 for flag in (UNPRICED, CLAMPED, INCONSISTENT)]
+        raised += [flags & flag != 0 for flag in (CLAMPED, INCONSISTENT)]
         for counter, mask in zip(self.counters[len(SUMS) :], raised, strict=False):
             if mask.any():
                 np.add.at(counter, rows[mask], 1)

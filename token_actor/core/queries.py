@@ -3,12 +3,12 @@
 An answer never changes the state. It is a map of plain values, ready for the wire.
 
 A new question is a function here with the arguments ``(ledger, arguments, now_ms)``, and a line in
-``QUESTIONS``. Nothing else in the actor has to know of it; the client gets a method for it.
+``QUESTIONS`` with the names of its arguments. Nothing else in the actor has to know of it; the client gets a method for it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 GROUPS_MAX: Final = 10_000  # groups in one answer, the largest first
 HISTORY_MAX: Final = 2_000  # events in one answer; ask again with ``before`` for more
+_UNKNOWN_ACTIVITY: Final = {"first_seen": None, "last_seen": None, "peak_request_tokens": None}
 WINDOW_MS_MAX: Final = 35 * 86_400_000
 
 
@@ -49,7 +50,10 @@ def answer(ledger: Ledger, kind: str, arguments: Mapping[str, Any], now_ms: int)
     question = QUESTIONS.get(kind)
     if question is None:
         raise InvalidQuestion("kind", f"{kind!r} is not known; there are {', '.join(QUESTIONS)}")
-    return question(ledger, arguments, max(now_ms, ledger.log_ms))
+    unknown = sorted(set(map(str, arguments)) - question.arguments)
+    if unknown:
+        raise InvalidQuestion(unknown[0], f"is not an argument of {kind!r}")
+    return question.answer(ledger, arguments, max(now_ms, ledger.log_ms))
 
 
 def _status(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def _analytics(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dic
     span = _span(ledger, arguments)
     if span is None:
         rows = np.arange(len(ledger.series)) if rows is None else rows
+        rows = rows[ledger.last_ms[rows] > 0]
         values, names = ledger.counters[:, rows], list(COUNTERS)
     else:
         rows, values = _summed_over(ledger, rows, span)
@@ -92,9 +97,10 @@ def _analytics(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dic
     total = dict(zip(names, values.sum(axis=1).tolist(), strict=True))
     return {
         **_with_totals(total),
-        **_activity(ledger, rows),
-        "since": None if span is None else span[0] / 1000,
-        "until": None if span is None else span[1] / 1000,
+        "series": len(rows),
+        **(_activity(ledger, rows) if span is None else _UNKNOWN_ACTIVITY),
+        "since": None if span is None or arguments.get("since_ms") is None else span[0] / 1000,
+        "until": None if span is None or arguments.get("until_ms") is None else span[1] / 1000,
         "as_of": now_ms / 1000,
         **_groups(ledger, rows, values, names, group_by, limit),
     }
@@ -109,14 +115,13 @@ def _summed_over(ledger: Ledger, rows: Int64s | None, span: tuple[int, int]) -> 
 
 
 def _activity(ledger: Ledger, rows: Int64s) -> dict[str, Any]:
-    active = rows[ledger.last_ms[rows] > 0]
-    if len(active) == 0:
-        return {"series": 0, "first_seen": None, "last_seen": None, "peak_request_tokens": 0}
+    """Return when the log took the first and the last event, and the largest request; of all time, not of a span."""
+    if len(rows) == 0:
+        return _UNKNOWN_ACTIVITY
     return {
-        "series": len(active),
-        "first_seen": int(ledger.first_ms[active].min()) / 1000,
-        "last_seen": int(ledger.last_ms[active].max()) / 1000,
-        "peak_request_tokens": int(ledger.peak_tokens[active].max()),
+        "first_seen": int(ledger.first_ms[rows].min()) / 1000,
+        "last_seen": int(ledger.last_ms[rows].max()) / 1000,
+        "peak_request_tokens": int(ledger.peak_tokens[rows].max()),
     }
 
 
@@ -265,11 +270,18 @@ def _aligned(ledger: Ledger, time_ms: int, *, up: bool) -> int:
     return (-(-time_ms // width_ms) if up else time_ms // width_ms) * width_ms
 
 
-QUESTIONS: Final[Mapping[str, Callable[[Ledger, Mapping[str, Any], int], dict[str, Any]]]] = {
-    "status": _status,
-    "analytics": _analytics,
-    "history": _history,
-    "window": _window,
-    "session": _session,
-    "books": _books,
+class _Kind(NamedTuple):
+    """Hold how a kind of question is answered, and which arguments it takes."""
+
+    answer: Callable[[Ledger, Mapping[str, Any], int], dict[str, Any]]
+    arguments: frozenset[str] = frozenset()
+
+
+QUESTIONS: Final[Mapping[str, _Kind]] = {
+    "status": _Kind(_status),
+    "analytics": _Kind(_analytics, frozenset({"selector", "group_by", "since_ms", "until_ms", "limit"})),
+    "history": _Kind(_history, frozenset({"selector", "limit", "before"})),
+    "window": _Kind(_window, frozenset({"selector", "window_ms"})),
+    "session": _Kind(_session, frozenset({"selector", "limit"})),
+    "books": _Kind(_books),
 }
