@@ -94,10 +94,10 @@ class Stage:
     def event(self, **fields: Any) -> bytes:
         return self.append(b"j", json.dumps(fields).encode())
 
-    def batch(self, count: int = 1, **fields: Any) -> bytes:
-        events = [make_event({}, **fields)] * count
-        data = encode_batch(events, producer=PRODUCER, epoch=0, first_seq=self._next_seq)
-        self._next_seq += count
+    def batch(self, count: int = 1, *, first_seq: int | None = None, **fields: Any) -> bytes:
+        first_seq = self._next_seq if first_seq is None else first_seq
+        data = encode_batch([make_event({}, **fields)] * count, producer=PRODUCER, epoch=0, first_seq=first_seq)
+        self._next_seq = max(self._next_seq, first_seq + count)
         return self.append(b"b", data)
 
     def command(self, operation: str, request_id: str, event: dict[str, Any] | None = None, **arguments: Any) -> bytes:

@@ -275,15 +275,15 @@ class TestReadCount:
         assert self.counts(stage, nothing)[0] == 256
 
     def test_large_batches_make_the_next_read_smaller(self, stage):
-        counts = self.counts(stage, lambda: stage.batch(2_048), nothing)
-        assert counts[:2] == [256, 16]
+        counts = self.counts(stage, lambda: stage.batch(1_000), nothing)
+        assert counts[:2] == [256, 32]
 
     def test_batches_make_it_aim_at_the_events_of_a_turn(self, stage):
         counts = self.counts(stage, lambda: stage.batch(512), nothing, events_per_turn=32_768)
         assert counts[:2] == [256, 64]
 
     def test_it_never_reads_less_than_sixteen_entries(self, stage):
-        counts = self.counts(stage, lambda: stage.batch(2_048), nothing, events_per_turn=1)
+        counts = self.counts(stage, lambda: stage.batch(1_000), nothing, events_per_turn=1)
         assert counts[1] == 16
 
     def test_single_events_make_full_reads_larger(self, stage):

@@ -145,7 +145,9 @@ class TestTaking:
 
         class Refusing(Recorder):
             def write(self, operations):
-                return [ServerRefused("OOM no memory") for _ in operations]
+                if isinstance(operations[0], Put):
+                    return [ServerRefused("OOM no memory")]
+                return stage.connection.write(operations)
 
         steps = write_snapshot(
             Refusing(stage.connection), stage.keys, state.ledger, snapshot_id=b"1-1", position=AT, now_ms=5
@@ -206,31 +208,54 @@ class TestTheUnfinished:
     def put(self, stage, snapshot_id, count):
         stage.connection.write([Put(key=stage.keys.chunk(snapshot_id, n), value=b"x") for n in range(count)])
 
+    def drop(self, stage, before):
+        drop_unfinished(stage.connection, stage.keys, before=before)
+
     def test_chunks_without_a_manifest_are_deleted(self, stage):
+        take(stage, b"4-2")
         self.put(stage, b"4-3", 7)
-        drop_unfinished(stage.connection, stage.keys, after=b"4-2", epoch=5)
+        self.drop(stage, b"5-1")
         assert chunks(stage, b"4-3") == []
 
     def test_those_of_every_leader_since_are_found(self, stage):
-        for snapshot_id in (b"4-3", b"5-1", b"7-1"):
+        take(stage, b"4-2")
+        for snapshot_id in (b"4-3", b"4-4", b"5-1", b"7-1", b"7-2"):
             self.put(stage, snapshot_id, 3)
-        drop_unfinished(stage.connection, stage.keys, after=b"4-2", epoch=8)
-        assert [chunks(stage, snapshot_id) for snapshot_id in (b"4-3", b"5-1", b"7-1")] == [[], [], []]
+        self.drop(stage, b"8-1")
+        assert [chunks(stage, name) for name in (b"4-3", b"4-4", b"5-1", b"7-1", b"7-2")] == [[]] * 5
+
+    def test_a_number_of_which_nothing_was_written_is_no_end(self, stage):
+        self.put(stage, b"1-3", 3)
+        self.drop(stage, b"1-4")
+        assert chunks(stage, b"1-3") == []
 
     def test_those_of_a_snapshot_with_a_manifest_stay(self, stage):
-        self.put(stage, b"4-2", 3)
-        drop_unfinished(stage.connection, stage.keys, after=b"4-2", epoch=5)
-        assert chunks(stage, b"4-2") == [0, 1, 2]
+        there = chunks(stage, take(stage, b"4-2").snapshot_id)
+        self.drop(stage, b"5-1")
+        assert chunks(stage, b"4-2") == there != []
+
+    def test_those_of_a_later_leader_stay(self, stage):
+        self.put(stage, b"6-1", 3)
+        self.drop(stage, b"5-9")
+        assert chunks(stage, b"6-1") == [0, 1, 2]
 
     def test_before_the_first_snapshot_of_all_there_may_be_some_too(self, stage):
         self.put(stage, b"1-1", 3)
-        drop_unfinished(stage.connection, stage.keys, after=FIRST, epoch=2)
+        self.drop(stage, b"2-1")
         assert chunks(stage, b"1-1") == []
 
-    def test_an_actor_deletes_what_one_that_was_killed_left_behind(self, stage):
+    def test_a_deletion_that_is_refused_is_raised(self, stage):
+        class Refusing(Recorder):
+            def write(self, operations):
+                return [ServerRefused("NOPERM no")]
+
+        with pytest.raises(ServerRefused):
+            drop_unfinished(Refusing(stage.connection), stage.keys, before=b"2-1")
+
+    def test_the_next_snapshot_deletes_what_an_actor_that_was_killed_left_behind(self, stage):
         stage.run(lambda: stage.event(input_tokens=1))  # leaves 1-1
         self.put(stage, b"1-2", 5)
-        stage.run(nothing)
+        stage.run(lambda: stage.event(input_tokens=1))
         assert chunks(stage, b"1-2") == []
         assert chunks(stage, b"1-1") != []
 
@@ -300,7 +325,9 @@ class TestInTheLoop:
         stage.actor(script, snapshot_every_ms=1_000, lease_ms=10**6, recovery_lease_ms=10**6).run()
         assert counts == [1, 2]
 
-    def test_ids_are_the_epoch_and_a_number(self, stage):
+    def test_ids_are_the_epoch_and_a_number(self, stage, monkeypatch):
+        monkeypatch.setattr(snapshots, "CHUNK_BYTES", 1 << 20)
+
         def more():
             stage.event(input_tokens=1)
 
@@ -340,10 +367,7 @@ class TestInTheLoop:
         (manifest,) = list_manifests(stage.connection, stage.keys)
         assert manifest.position.entries == 101
         assert load_snapshot(stage.connection, stage.keys, manifest, None).total()["requests"] == 101
-        last = stage.keys.chunk(manifest.snapshot_id, manifest.chunk_count)
-        assert stage.connection.get(last) is None
-        stage.run(nothing)
-        assert chunks(stage, b"1-2") == []
+        assert [manifest.snapshot_id, chunks(stage, b"1-1")] == [b"1-2", []]
 
     def test_an_actor_that_lost_its_lease_does_not_go_on_with_one(self, stage):
         script = Script(

@@ -442,13 +442,18 @@ class TestAFaultOfOurs:
         assert (line.levelno, line.action) == (logging.ERROR, "sender_failed")
         assert line.exc_info[0] is RuntimeError
 
-    def test_after_a_fault_the_buffer_fills_and_says_why(self, broken):
-        for _ in range(5):
-            broken.record(1)
-        with pytest.raises(LogUnavailable):
+    def test_after_a_fault_nothing_more_can_be_recorded_and_the_reason_is_said(self, broken):
+        broken.record(1)
+        with pytest.raises(LogUnavailable, match="; they are given up$"):
             broken.flush(30)
-        with pytest.raises(BufferFull, match="the sender failed"):
+        with pytest.raises(LogUnavailable, match="the sender failed.* not recorded, and 1 before it are given up") as ended:
             broken.record(1)
+        assert ended.value.pending == 1
+
+    def test_after_a_fault_closing_says_what_is_given_up(self, broken):
+        broken.record(1)
+        with pytest.raises(LogUnavailable, match="; they are given up$"):
+            broken.close(30)
 
     def test_a_system_without_threads_refuses_the_event_and_not_the_next(self, memory_fleet, monkeypatch):
         client = memory_fleet.client()

@@ -8,6 +8,7 @@ import pytest
 
 from token_actor.client.settings import ClientSettings
 from token_actor.errors import InvalidValue
+from token_actor.wire.batches import EVENTS_MAX
 
 
 def test_the_defaults_are_those_of_the_guide():
@@ -27,7 +28,7 @@ def test_the_defaults_are_those_of_the_guide():
     ("setting", "value"),
     [
         ("batch_events_max", 0),
-        ("batch_events_max", 10_001),
+        ("batch_events_max", EVENTS_MAX + 1),
         ("batch_events_max", 1.0),
         ("batch_events_max", True),
         ("batch_age_ms", -1),
@@ -73,7 +74,7 @@ def test_a_name_that_cannot_be_recorded_is_named(dimension, name):
     ("setting", "value"),
     [
         ("batch_events_max", 1),
-        ("batch_events_max", 10_000),
+        ("batch_events_max", EVENTS_MAX),
         ("batch_age_ms", 0),
         ("lines_max", 1),
         ("resend_share", 0),

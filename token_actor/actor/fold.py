@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Folded:
-    """Hold what a read came to: answers to commands by client, and dead letters in log order."""
+    """Hold what a read came to: answers to commands by client, and dead letters in log order.
 
+    ``entries`` is how many of its entries were folded, ``events`` how many events they hold.
+    """
+
+    entries: int = 0
+    events: int = 0
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
 
 
 def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
-    """Apply entries in log order, and return what has to be told to whom."""
-    folded = Folded()
+    """Apply entries in log order, as many as are a good piece of work, and return what to tell to whom."""
     read = decode_read(entries)
+    folded = Folded(entries=read.entries, events=read.events)
     ledger.reject(read.rejections)
     rejections = list(read.rejections)
     for step in read.steps:

@@ -7,14 +7,15 @@ the reads grow by themselves, and the cost per event falls. This is the only pla
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.actor.asked import AskedQuestions
+from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.leadership import Leadership
 from token_actor.actor.recovery import recover, replay
-from token_actor.actor.snapshots import Position, drop_unfinished, write_snapshot
+from token_actor.actor.snapshots import Position, write_snapshot
 from token_actor.core.queries import answer
 from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, ServerUnavailable, SetupError
 from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
@@ -30,6 +31,7 @@ INBOX_TTL_MS: Final = 60_000  # an answer that nobody fetched within a minute ha
 INBOX_LENGTH_MAX: Final = 1_000
 DEAD_LENGTH_MAX: Final = 10_000
 _ENTRIES_MIN, _ENTRIES_MAX = 16, 4096  # per read: enough to amortise numpy, few enough to stay responsive
+_ANSWERING_MS: Final = 50  # per turn: short against the lease
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection: the first wait, and the longest
 
 _WITH_POSITION: Final = frozenset({"status", "books"})  # answers that say up to where the log was folded
@@ -85,6 +87,7 @@ class Actor:
         self._recovered = False
         self._unwritten: list[Operation] = []
         self._asked = AskedQuestions()
+        self._ready: deque[Asked] = deque()
         self._ask_offset = FIRST
         self._entries_per_read = 256
         self._snapshot: Iterator[None] | None = None
@@ -137,17 +140,11 @@ class Actor:
         self._standing_by = False
         log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
         self._unwritten, self._asked, self._snapshot = [], AskedQuestions(), None
+        self._ready.clear()
         self._lease_due_ms = 0
         self._state = recover(self._connection, self._keys, self._settings.bounds)
         self._snapshot_position = self._state.position
         self._snapshot_number = 1
-        newest = self._state.manifest
-        drop_unfinished(
-            self._connection,
-            self._keys,
-            after=FIRST if newest is None else newest.snapshot_id,
-            epoch=self._leadership.epoch,
-        )
         self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
         replay(self._connection, self._keys, self._state, epoch=self._leadership.epoch, on_read=self._replayed)
         log.info(
@@ -194,7 +191,7 @@ class Actor:
         read = self._connection.read(
             {self._keys.log: self._state.position.offset, self._keys.ask: self._ask_offset},
             count=self._entries_per_read,
-            block_ms=block_ms if self._snapshot is None else None,
+            block_ms=None if self._snapshot or self._ready else block_ms,
         )
         entries = read.get(self._keys.log, [])
         if entries:
@@ -203,20 +200,29 @@ class Actor:
         if questions:
             self._ask_offset = questions[-1][0]
             self._asked.take(questions, self._clock.ticks_ms())
-        for asked in self._asked.ready(self._state.position.offset, self._clock.ticks_ms()):
-            self._reply(asked.question.client, self._answer(asked.question, asked.asked_ms))
+        self._ready.extend(self._asked.ready(self._state.position.offset, self._clock.ticks_ms()))
+        self._answer_ready()
         if questions:
             self._unwritten.append(TrimBelow(key=self._keys.ask, entry_id=self._ask_offset))
         self._write()
-        return len(entries) + len(questions)
+        return len(entries) + len(questions) + len(self._ready)
+
+    def _answer_ready(self) -> None:
+        """Answer questions for a while; the rest is answered in the next turn, after the lease was renewed."""
+        until_ms = self._clock.ticks_ms() + _ANSWERING_MS
+        while self._ready:
+            asked = self._ready.popleft()
+            self._reply(asked.question.client, self._answer(asked.question, asked.asked_ms))
+            if self._clock.ticks_ms() >= until_ms:
+                return
 
     def _fold(self, entries: Sequence[Entry]) -> None:
-        before = self._events
+        """Fold what is a good piece of work; the next read begins with the rest."""
         folded = fold(self._state.ledger, entries, epoch=self._leadership.epoch)
-        count = self._state.position.entries + len(entries)
-        self._state.position = Position(offset=entries[-1][0], entries=count)
+        count = self._state.position.entries + folded.entries
+        self._state.position = Position(offset=entries[folded.entries - 1][0], entries=count)
         self._tell(folded)
-        per_entry = max(1, (self._events - before) // len(entries))
+        per_entry = max(1, folded.events // folded.entries)
         self._entries_per_read = max(_ENTRIES_MIN, min(_ENTRIES_MAX, self._settings.events_per_turn // per_entry))
 
     def _tell(self, folded: Folded) -> None:
@@ -267,14 +273,14 @@ class Actor:
         if not self._unwritten:
             return
         outcomes = self._connection.write(self._unwritten)
-        kept = []
+        kept: list[Operation] = []
         for operation, outcome in zip(self._unwritten, outcomes, strict=True):
             if not isinstance(outcome, ServerRefused) or "equal or smaller" in str(outcome):
                 continue  # done, or done before a restart
             log.error("The server refused a write", extra={"action": "write_refused", "problem": str(outcome)})
             if isinstance(operation, Append) and operation.key == self._keys.dead:
                 kept.append(operation)
-        self._unwritten = list(kept)
+        self._unwritten = kept
 
     def _keep_lease(self, lease_ms: int) -> bool:
         """Renew the lease when it is time; tell whether it is still held."""
@@ -296,12 +302,15 @@ class Actor:
         self._advance_snapshot()
 
     def _begin_snapshot(self) -> None:
+        self._leadership.renew(self._settings.recovery_lease_ms)  # copying the state may take a while
         self._pending_position = self._state.position
+        snapshot_id = f"{self._leadership.epoch}-{self._snapshot_number}".encode()
+        self._snapshot_number += 1  # also when it fails: nobody knows how far it came
         self._snapshot = write_snapshot(
             self._connection,
             self._keys,
             self._state.ledger,
-            snapshot_id=f"{self._leadership.epoch}-{self._snapshot_number}".encode(),
+            snapshot_id=snapshot_id,
             position=self._pending_position,
             now_ms=self._clock.now_ms(),
         )
@@ -313,12 +322,11 @@ class Actor:
             next(self._snapshot)
         except StopIteration:
             self._snapshot_position = self._pending_position
-            self._snapshot_number += 1
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self._snapshot_position.offset.decode()})
         except ServerRefused as refused:
             log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
         except ServerUnavailable:
-            self._snapshot = None  # what was written of it is overwritten by the next one
+            self._snapshot = None  # the next one drops what was written of it
             raise
         else:
             return True

@@ -93,6 +93,9 @@ def replay(
         entries = connection.range(keys.log, start=after, end=until, count=_ENTRIES_PER_READ)
         if not entries:
             return
-        folded = fold(recovered.ledger, entries, epoch=epoch)
-        recovered.position = Position(offset=entries[-1][0], entries=recovered.position.entries + len(entries))
-        on_read(folded, len(entries))
+        while entries:
+            folded = fold(recovered.ledger, entries, epoch=epoch)
+            count = recovered.position.entries + folded.entries
+            recovered.position = Position(offset=entries[folded.entries - 1][0], entries=count)
+            entries = entries[folded.entries :]
+            on_read(folded, folded.entries)

@@ -29,6 +29,7 @@ SNAPSHOTS_KEPT: Final = 3  # a damaged one is no disaster
 MANIFEST_VERSION: Final = 1
 _MANIFEST_BYTES_MAX: Final = 16 << 20
 _DIGEST_BYTES: Final = 16
+_ABSENT_MAX: Final = 3  # numbers without a chunk before a leader is believed to have begun no further snapshot
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +93,14 @@ class Manifest:
 def write_snapshot(
     connection: Connection, keys: Keys, ledger: Ledger, *, snapshot_id: bytes, position: Position, now_ms: int
 ) -> Iterator[None]:
-    """Write a snapshot step by step; the state is the one at the first step.
+    """Write a snapshot step by step; the state is the one at the first step, which copies it.
 
-    Yields after each piece of work of a few milliseconds, so that the loop can go on in between.
-    Raises ``ServerRefused`` when a newer epoch has written a snapshot.
+    Yields between pieces of work, so that the loop can go on. With much state, the first step and the
+    packing of a large segment take up to seconds. Raises ``ServerRefused`` when a newer epoch has
+    written a snapshot.
     """
     state = snapshot.dump(ledger)
+    drop_unfinished(connection, keys, before=snapshot_id)
     segments: list[tuple[str, list[bytes]]] = []
     index = 0
     yield
@@ -128,21 +131,25 @@ def drop_old(connection: Connection, keys: Keys) -> None:
         _must(connection.write([TrimBelow(key=keys.log, entry_id=oldest.position.offset)]))
 
 
-def drop_unfinished(connection: Connection, keys: Keys, *, after: bytes, epoch: int) -> None:
-    """Delete the chunks that earlier leaders wrote without coming to a manifest.
+def drop_unfinished(connection: Connection, keys: Keys, *, before: bytes) -> None:
+    """Delete the chunks of snapshots after the newest manifest and before ``before``: they came to nothing."""
+    manifests = list_manifests(connection, keys)
+    last_epoch, last_number = id_pair(manifests[0].snapshot_id) if manifests else (0, 0)
+    epoch_now, number_now = id_pair(before)
+    for epoch in range(last_epoch, epoch_now + 1):
+        number = last_number + 1 if epoch == last_epoch else 1
+        absent = 0
+        while absent < _ABSENT_MAX and (epoch, number) < (epoch_now, number_now):
+            absent = 0 if _drop_chunks(connection, keys, f"{epoch}-{number}".encode()) else absent + 1
+            number += 1
 
-    ``after`` is the id of the newest manifest. A leader numbers its snapshots from 1 and uses a
-    number again when it failed, so each leader since can have left at most one behind.
-    """
-    last_epoch, last_number = id_pair(after)
-    for past in range(last_epoch, epoch):
-        number = last_number + 1 if past == last_epoch else 1
-        index = 0
-        there: Outcome = 1
-        while there:
-            chunk = keys.chunk(f"{past}-{number}".encode(), index)
-            (there,) = _must(connection.write([Delete(keys=[chunk])]))
-            index += 1
+
+def _drop_chunks(connection: Connection, keys: Keys, snapshot_id: bytes) -> bool:
+    """Delete the chunks of one snapshot, however many there are; tell whether there were any."""
+    index = 0
+    while _must(connection.write([Delete(keys=[keys.chunk(snapshot_id, index)])])) != [0]:
+        index += 1
+    return index > 0
 
 
 def list_manifests(connection: Connection, keys: Keys) -> list[Manifest]:

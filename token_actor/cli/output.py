@@ -93,15 +93,10 @@ def number(value: int | None) -> str:
 
 
 def cost(sums: Mapping[str, Any]) -> str:
-    """Return what something cost; ``unpriced`` where nobody knows, ``+ ?`` where it is more than is known.
-
-    Sums over a span of time do not say how many requests are unpriced: nothing is then ``-``.
-    """
-    unpriced, requests = sums.get("unpriced"), sums["requests"]
+    """Return what something cost; ``unpriced`` where nobody knows, ``+ ?`` where it is more than is known."""
+    unpriced, requests = sums["unpriced"], sums["requests"]
     if requests and unpriced == requests:
         return UNPRICED
-    if unpriced is None and not sums["cost_nanousd"]:
-        return "-"
     return usd(sums["cost_nanousd"]) + (" + ?" if unpriced else "")
 
 

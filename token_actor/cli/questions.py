@@ -172,7 +172,7 @@ def _figures(total: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _whole_cost(total: Mapping[str, Any]) -> str:
-    unpriced = total.get("unpriced", 0)
+    unpriced = total["unpriced"]
     known = unpriced and unpriced < total["requests"]
     return f"{usd(total['cost_nanousd'])} + {number(unpriced)} requests {UNPRICED}" if known else cost(total)
 
@@ -182,10 +182,9 @@ def _scope(selector: Mapping[str, str]) -> str:
 
 
 def _span(answer: Mapping[str, Any]) -> str:
-    if answer["since"] is None:
-        return ""
-    begin = f" from {local_time(answer['since'])}" if answer["since"] else ""
-    return f"{begin} until {local_time(answer['until'])}"
+    begin = "" if answer["since"] is None else f" from {local_time(answer['since'])}"
+    end = "" if answer["until"] is None else f" until {local_time(answer['until'])}"
+    return begin + end
 
 
 def _event_columns(events: Sequence[Mapping[str, Any]]) -> list[Column]:

@@ -69,9 +69,17 @@ class AsyncFace:
         self._sync = SyncFace(engine)
         self._threads = Threads(engine.settings.lines_max)
 
-    def record(self, input_tokens: int = 0, output_tokens: int = 0, **more: Any) -> None:  # noqa: ANN401 - see SyncFace
+    def record(
+        self,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        **more: Any,  # noqa: ANN401 - see SyncFace
+    ) -> None:
         """Record one call. Never waits, so it is a plain call. Raises what ``SyncFace.record`` raises."""
-        self._sync.record(input_tokens, output_tokens, **more)
+        self._sync.record(input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens, **more)
 
     @property
     def pending(self) -> int:

@@ -48,6 +48,6 @@ def made_at(begun: float, call: Callable[[], T]) -> T:
 def check_timeout(timeout_s: object) -> float:
     """Return ``timeout_s`` if somebody can wait for so long. Raises ``InvalidValue``."""
     is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
-    if not is_number or not 0 <= timeout_s <= threading.TIMEOUT_MAX:
-        raise InvalidValue("timeout_s", f"must be seconds, 0 or more, not {timeout_s!r}")
-    return timeout_s
+    if is_number and 0 <= float(timeout_s) <= threading.TIMEOUT_MAX:  # type: ignore[arg-type] # mypy forgets is_number
+        return float(timeout_s)  # type: ignore[arg-type]
+    raise InvalidValue("timeout_s", f"must be seconds, 0 or more, not {timeout_s!r}")

@@ -19,7 +19,7 @@ from token_actor.errors import InvalidQuestion, InvalidValue
 from token_actor.wire.events import timestamp_to_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from token_actor.client.engine import Engine
 
@@ -83,15 +83,19 @@ class Questions:
         self, limit: int = 10, *, stale_ok: bool = False, timeout_s: float | None = None, **selector: str
     ) -> list[dict[str, Any]]:
         """Return the last ``limit`` events, newest first, as far as the actor still holds them."""
-        pages = self._pages(check_count("limit", limit), selector, stale_ok=stale_ok, timeout_s=timeout_s)
+        left = self._time_left(timeout_s)
+        pages = self._pages(check_count("limit", limit), selector, stale_ok=stale_ok, left_s=left)
         return [entry for page in pages for entry in page]
 
     def pages(self, limit: int | None = None, **selector: str) -> Iterator[list[dict[str, Any]]]:
-        """Yield the events the actor still holds, newest first, a page at a time; ``None`` means all."""
-        return self._pages(limit, selector, stale_ok=False, timeout_s=None)
+        """Yield the events the actor still holds, newest first, a page at a time; ``None`` means all.
+
+        The deadline is that of each page.
+        """
+        return self._pages(limit, selector, stale_ok=False, left_s=lambda: None)
 
     def _pages(
-        self, limit: int | None, selector: Mapping[str, str], *, stale_ok: bool, timeout_s: float | None
+        self, limit: int | None, selector: Mapping[str, str], *, stale_ok: bool, left_s: Callable[[], float | None]
     ) -> Iterator[list[dict[str, Any]]]:
         before: int | None = None
         while limit is None or limit > 0:
@@ -100,7 +104,7 @@ class Questions:
                 "limit": HISTORY_MAX if limit is None else min(limit, HISTORY_MAX),
                 "before": before,
             }
-            answer = self._ask("history", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
+            answer = self._ask("history", arguments, selector, stale_ok=stale_ok, timeout_s=left_s())
             if answer["history"]:
                 yield answer["history"]
             before = answer["next_before"]
@@ -186,8 +190,9 @@ class Questions:
 
     def summary(self, **selector: str) -> str:
         """Return a page of text for people: totals, and the largest models, agents and sessions."""
+        left_s = self._time_left(None)
         groups = {
-            dimension: self._analytics({"group_by": [dimension], "limit": 5}, selector)
+            dimension: self._analytics({"group_by": [dimension], "limit": 5}, selector, timeout_s=left_s())
             for dimension in ("model", "agent", "session")
         }
         return fleet_summary(groups, selector)
@@ -199,6 +204,11 @@ class Questions:
     def books(self, *, tenant: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
         """Return the totals added up in every way there is, and the differences, of which there are none."""
         return self._ask("books", {}, self._only_tenant(tenant), stale_ok=False, timeout_s=timeout_s)
+
+    def _time_left(self, timeout_s: float | None) -> Callable[[], float]:
+        """Return what tells the seconds left of one deadline, for calls that ask more than once."""
+        until = time.monotonic() + (self._engine.settings.timeout_s if timeout_s is None else timeout_s)
+        return lambda: max(0.0, until - time.monotonic())
 
     def _only_tenant(self, tenant: str | None) -> dict[str, str]:
         return {"tenant": tenant_of(self.client_names, tenant)}

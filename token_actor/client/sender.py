@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 BATCHES_PER_WRITE: Final = 16  # of at most 64 KiB each: about a megabyte under way
 _RETRY_S: Final = (0.05, 2.0)  # between attempts: the first wait, and the longest
 _LOG_EVERY_S: Final = 10.0
-_KEPT: Final = "they are kept and sent again"
-_GIVEN_UP: Final = "they are given up"
+_KEPT: Final = "are kept and sent again"
+_GIVEN_UP: Final = "are given up"
 
 log = logging.getLogger("token_actor.client")
 retired: set[Sender] = set()  # without a client, but not without events; see Sender.retire
@@ -70,11 +70,15 @@ class Sender:
     def put(self, event: Event) -> None:
         """Take one event. Does not wait.
 
-        Raises ``BufferFull`` when too many events already wait for the log, ``ClosedError``.
+        Raises ``BufferFull`` when too many events already wait for the log, ``ClosedError``, and
+        ``LogUnavailable`` when a fault has ended the thread that sends.
         """
         with self._changed:
             if self._closed:
                 raise ClosedError("the client is closed")
+            if self._ended:
+                message = f"{self._failure}; this event was not recorded, and {self.pending} before it {_GIVEN_UP}"
+                raise LogUnavailable(message, timeout_s=0, pending=self.pending)
             if self.pending >= self._settings.buffer_events_max:
                 raise BufferFull(
                     f"{self.pending} events wait for the log, which is the bound: {self._failure or 'it is too slow'}; "
@@ -109,7 +113,7 @@ class Sender:
             if self._acknowledged < target:
                 raise LogUnavailable(
                     f"{self.pending} events are not in the log of {self._connector.address} yet "
-                    f"({self._failure or 'it did not answer in time'}); {otherwise}",
+                    f"({self._failure or 'it did not answer in time'}); they {_GIVEN_UP if self._ended else otherwise}",
                     timeout_s=deadline.timeout_s,
                     pending=self.pending,
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from token_actor.client.manager import SharedTokenManager
 from token_actor.client.questions import Questions, tenant_of
@@ -11,9 +11,12 @@ from token_actor.core.analytics import SessionRules
 from token_actor.errors import InvalidValue
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
     from types import TracebackType
 
     from token_actor.client.engine import Engine
+    from token_actor.client.questions import Moment
 
 
 class SyncFace(Questions):
@@ -27,17 +30,39 @@ class SyncFace(Questions):
         self,
         input_tokens: int = 0,
         output_tokens: int = 0,
-        **more: Any,  # noqa: ANN401 - see make_event
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        *,
+        message_id: str | None = None,
+        timestamp: Moment = None,
+        cost_usd: Decimal | float | str | None = None,
+        tags: Mapping[str, str] | None = None,
+        exactness: str | None = None,
+        **dimensions: str | None,
     ) -> None:
         """Record one call. Never waits for the network.
 
-        Further keywords: ``cache_read_tokens``, ``cache_write_tokens``, ``reasoning_tokens``,
-        ``message_id``, ``timestamp``, ``cost_usd``, ``tags``, ``exactness``, and any dimension, which
-        goes before the client's own. Raises ``InvalidValue`` (a ``ValueError``) naming the argument,
-        ``BufferFull`` when too much already waits for the log, ``ClosedError``.
+        ``timestamp`` is unix seconds, ISO 8601 with a zone or an aware datetime, ``None`` means now;
+        ``cost_usd`` ``None`` means that nobody knows the price. ``dimensions`` go before the client's
+        own. Raises ``InvalidValue`` (a ``ValueError``) naming the argument, ``BufferFull`` when too much
+        already waits for the log, ``ClosedError``, and ``LogUnavailable`` when nothing can be sent any more.
         """
         self._engine.record(
-            make_event(self.client_names, input_tokens=input_tokens, output_tokens=output_tokens, **more)
+            make_event(
+                self.client_names,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                cache_read_tokens=cache_read_tokens,
+                cache_write_tokens=cache_write_tokens,
+                reasoning_tokens=reasoning_tokens,
+                message_id=message_id,
+                timestamp=timestamp,
+                cost_usd=cost_usd,
+                tags=tags,
+                exactness=exactness,
+                **dimensions,
+            )
         )
 
     def flush(self, timeout_s: float | None = None) -> None:

@@ -27,6 +27,8 @@ from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, I
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from token_actor.errors import InvalidValue
+
 FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "clamped", "inconsistent")
 COUNTERS: Final = (*SUMS, *FLAG_COUNTS, "duplicates")  # one int64 per series each
 _DUPLICATES: Final = COUNTERS.index("duplicates")
@@ -105,12 +107,7 @@ class Ledger:
         return int(np.searchsorted(hours, self.log_ms // _HOUR_MS, side="right"))
 
     def _apply(self, columns: Columns) -> list[Rejection]:
-        rows, bad_keys = self.series.resolve(columns.keys)
-        self._make_room(len(self.series))
-        rows = rows[columns.key_index]
-        problems = dict(columns.problems)
-        for key, problem in bad_keys.items():
-            problems.update(dict.fromkeys(np.flatnonzero(columns.key_index == key).tolist(), problem))
+        rows, problems = self._resolve(columns)
         seen = self._seen_by_sequence(columns)
         rejections = [
             columns.rejection(event, problem.reason, str(problem))
@@ -119,7 +116,7 @@ class Ledger:
         ]
         countable = _all_but(len(columns), problems, seen)
         if columns.message_ids is not None:
-            known, conflicts = self._seen_by_id(columns, rows, countable)
+            known, conflicts = self._seen_by_id(columns, countable)
             rejections += [columns.rejection(e, "id_conflict", _conflict(columns, e)) for e in conflicts]
             if known or conflicts:
                 seen = _marked(len(columns), seen, known)
@@ -129,6 +126,27 @@ class Ledger:
         self._count(columns, rows, countable)
         self.reject(rejections)
         return rejections
+
+    def _resolve(self, columns: Columns) -> tuple[Int64s, dict[int, InvalidValue]]:
+        """Return the row of each event, and everything that is wrong with events; those have the row -1.
+
+        A key that only wrong events have gets no row: nobody can fill the table with what is not counted.
+        """
+        problems = dict(columns.problems)
+        used = np.arange(len(columns.keys))
+        if problems:
+            used = np.unique(np.delete(columns.key_index, list(problems)))
+        row_of_key = np.full(len(columns.keys), -1, dtype=np.int64)
+        row_of_key[used], bad_keys = self.series.resolve([columns.keys[key] for key in used.tolist()])
+        self._make_room(len(self.series))
+        rows: Int64s = row_of_key[columns.key_index]
+        if bad_keys:
+            of_key = {int(used[place]): problem for place, problem in bad_keys.items()}
+            for event in np.flatnonzero(rows < 0).tolist():
+                problem = of_key.get(int(columns.key_index[event]))
+                if problem is not None:
+                    problems.setdefault(event, problem)
+        return rows, problems
 
     def advance(self, log_ms: int) -> None:
         """Move the log time forward to ``log_ms``; it never moves back.
@@ -172,7 +190,7 @@ class Ledger:
                 seen[start + offset : stop + offset] = False
         return seen
 
-    def _seen_by_id(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> tuple[list[int], list[int]]:
+    def _seen_by_id(self, columns: Columns, countable: Int64s | None) -> tuple[list[int], list[int]]:
         """Return the events whose message id is known: with the same numbers, and with others."""
         assert columns.message_ids is not None
         with_id = np.flatnonzero(columns.message_ids != None)  # noqa: E711 - element by element
@@ -183,20 +201,10 @@ class Ledger:
         prints = np.zeros(len(with_id), dtype=np.int64)
         for count in columns.counts[:, with_id]:
             prints = (prints + count) * _MIX
-        ids = self.scoped_ids(rows[with_id], columns.message_ids[with_id].tolist())
+        ids = _scoped(columns, with_id)
         log_ms = self._log_times(columns)[with_id]
         known, conflicts = self.message_ids.see(ids, prints.tolist(), log_ms.tolist())
         return with_id[known].tolist(), with_id[conflicts].tolist()
-
-    def scoped_ids(self, rows: Int64s, message_ids: list[str]) -> list[str]:
-        """Return the ids as they are remembered: with their tenant, so no tenant can take another's."""
-        names = self.series.names[0]
-        tenants = self.series.codes[0, rows]
-        if (tenants == tenants[0]).all():
-            scope = names[tenants[0]] + SEPARATOR
-            return [scope + message_id for message_id in message_ids]
-        pairs = zip(tenants.tolist(), message_ids, strict=True)
-        return [names[tenant] + SEPARATOR + message_id for tenant, message_id in pairs]
 
     def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
         """Add the countable events (indices; ``None`` means all) to counters, frames and recent."""
@@ -254,6 +262,23 @@ class Ledger:
         """Return the sum of every counter over ``rows``; ``None`` means all."""
         span: Int64s | slice = slice(0, len(self.series)) if rows is None else rows
         return dict(zip(COUNTERS, self.counters[:, span].sum(axis=1).tolist(), strict=True))
+
+
+def scoped_id(tenant: str, message_id: str) -> str:
+    """Return an id as it is remembered: with the tenant that sent it, so no tenant can take another's."""
+    return tenant + SEPARATOR + message_id
+
+
+def _scoped(columns: Columns, events: Int64s) -> list[str]:
+    """Return the ids of events as they are remembered; the tenant is the one that was sent."""
+    assert columns.message_ids is not None
+    ids = columns.message_ids[events].tolist()
+    tenants = [key.partition(SEPARATOR)[0] for key in columns.keys]
+    if len(set(tenants)) == 1:
+        scope = scoped_id(tenants[0], "")
+        return [scope + message_id for message_id in ids]
+    pairs = zip(columns.key_index[events].tolist(), ids, strict=True)
+    return [scoped_id(tenants[key], message_id) for key, message_id in pairs]
 
 
 def _all_but(count: int, without: Iterable[int], seen: Bools | None) -> Int64s | None:

@@ -3,7 +3,8 @@
 An answer never changes the state. It is a map of plain values, ready for the wire.
 
 A new question is a function here with the arguments ``(ledger, arguments, now_ms)``, and a line in
-``QUESTIONS`` with the names of its arguments. Nothing else in the actor has to know of it; the client gets a method for it.
+``QUESTIONS`` with the names of its arguments. Nothing else in the actor has to know of it; the
+client gets a method for it.
 """
 
 from __future__ import annotations
@@ -239,6 +240,8 @@ def _dimensions(value: Any) -> list[str]:  # noqa: ANN401 - checked here
     for dimension in value:
         if dimension not in DIMENSIONS:
             raise InvalidQuestion("group_by", f"{dimension!r} is not a dimension; there are {', '.join(DIMENSIONS)}")
+    if len(set(value)) != len(value):
+        raise InvalidQuestion("group_by", "must not name a dimension twice")
     return list(value)
 
 

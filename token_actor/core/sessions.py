@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from token_actor.core.analytics import TREND_REQUESTS
-from token_actor.core.ledger import Baseline
+from token_actor.core.ledger import Baseline, scoped_id
 
 if TYPE_CHECKING:
     from token_actor.core.columns import Int64s
@@ -84,6 +84,6 @@ def reset_session(ledger: Ledger, *, tenant: str, session: str) -> None:
     ids = ledger.recent.column("message_id", places[places >= base.place])
     named = [message_id for message_id in ids.tolist() if message_id is not None]
     if named:
-        ledger.message_ids.forget(ledger.scoped_ids(np.repeat(rows[:1], len(named)), named))
+        ledger.message_ids.forget([scoped_id(tenant, message_id) for message_id in named])
     sums = tuple(ledger.counters[: _REQUESTS + 1, rows].sum(axis=1).tolist())
     ledger.resets[(tenant, session)] = Baseline(ledger.recent.next_place, ledger.log_ms, sums)

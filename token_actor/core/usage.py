@@ -25,7 +25,7 @@ SEPARATOR: Final = "\x1f"  # joins the names of a series; control characters can
 RESERVED_PREFIX: Final = "__"  # names of our own, such as __other__
 
 TOKENS_MAX: Final = 10**12  # a call of more is a fault of its sender; int64 sums stay exact for 9 million such calls
-COST_NANOUSD_MAX: Final = 10**15  # one million dollars for one call
+COST_NANOUSD_MAX: Final = 10**12  # a thousand dollars for one call; as many calls as above fit an int64
 NAME_BYTES_MAX: Final = 128
 MESSAGE_ID_BYTES_MAX: Final = 256
 TAGS_MAX: Final = 16

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 BATCH_VERSION: Final = 1
 PRODUCER_BYTES: Final = 16
-EVENTS_MAX: Final = 10_000  # in one batch; 64 KiB hold fewer unless they are all alike
+EVENTS_MAX: Final = 1_000  # in one batch: the work that one message can make stays below a few milliseconds
 _COUNT_FIELDS: Final = ("i", "u", "r", "w", "z")
 LIST_FIELDS: Final = frozenset("kmg")
 _FIELDS: Final = frozenset("vpoqnksiurwzcftdmg")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.commands import Command
 from token_actor.errors import BadEntry, InvalidQuestion, InvalidValue
-from token_actor.wire.codec import pack, unpack, unpack_message
+from token_actor.wire.codec import BATCH_BYTES_MAX, pack, unpack, unpack_message
 from token_actor.wire.entries import is_entry_id
 from token_actor.wire.events import event_of
 from token_actor.wire.keys import check_client
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from token_actor.core.columns import Rejection
 
 MESSAGE_VERSION: Final = 1
+RAW_BYTES_MAX: Final = BATCH_BYTES_MAX  # of a dead letter: the longest entry that is read at all
+BAD_EVENTS_MAX: Final = 100  # named in one dead letter; the others are found in the same way
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024  # an answer of 10,000 groups is about 4 MB
 
 BATCH_FIELD: Final = b"b"
@@ -137,8 +139,9 @@ class Answer:
 class DeadLetter:
     """Hold what could not be applied: the raw field of one log entry, and why.
 
+    At most ``RAW_BYTES_MAX`` bytes of the field are kept, which is all of what could have been counted.
     ``events`` lists (position in the batch, reason, detail) when only some of its events are bad;
-    it is empty when it is the entry as a whole.
+    it is empty when it is the entry as a whole, and ends after ``BAD_EVENTS_MAX``.
     """
 
     source: bytes
@@ -158,8 +161,10 @@ class DeadLetter:
             reason=rejections[0].reason,
             detail=rejections[0].detail,
             name=name,
-            raw=raw,
-            events=[(r.position, r.reason, r.detail) for r in rejections if r.position is not None and not single],
+            raw=raw[:RAW_BYTES_MAX],
+            events=[(r.position, r.reason, r.detail) for r in rejections if r.position is not None and not single][
+                :BAD_EVENTS_MAX
+            ],
         )
 
     def fields(self) -> list[bytes]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from token_actor.wire.entries import Entry
 
 _FIELDS_PER_ENTRY: Final = 2
+EVENTS_PER_READ: Final = 32_768  # decoded at a time, whatever the entries claim to hold: about 5 MB of columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,13 @@ class PlacedCommand:
 
 @dataclass(slots=True)
 class DecodedRead:
-    """Hold a read: ``steps`` to apply in order, and what could not be decoded."""
+    """Hold a read: ``steps`` to apply in order, and what could not be decoded.
 
+    ``entries`` is how many entries were taken, ``events`` how many events they hold.
+    """
+
+    entries: int = 0
+    events: int = 0
     steps: list[Columns | PlacedCommand] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
 
@@ -75,10 +81,17 @@ class _Segment:
 
 
 def decode_read(entries: Sequence[Entry]) -> DecodedRead:
-    """Return what the entries of a read say. Whatever they hold, this does not raise."""
+    """Return what the entries of a read say, as many of them as hold about ``EVENTS_PER_READ`` events.
+
+    Whatever they hold, this does not raise.
+    """
     read = DecodedRead()
     segment = _Segment()
     for place, (entry_id, fields) in enumerate(entries):
+        if read.events >= EVENTS_PER_READ:
+            break
+        read.entries += 1
+        read.events += 1
         try:
             name, value = _only_field(fields)
             log_ms = log_ms_of(entry_id)
@@ -86,7 +99,9 @@ def decode_read(entries: Sequence[Entry]) -> DecodedRead:
                 segment.add_single(event_of(unpack_message(value)), log_ms, place)
             elif name == BATCH_FIELD:
                 batch = unpack_batch(value, lists=LIST_FIELDS)
-                segment.add_batch(decode_batch(batch, log_ms=log_ms, entry=place))
+                columns = decode_batch(batch, log_ms=log_ms, entry=place)
+                read.events += len(columns) - 1
+                segment.add_batch(columns)
             elif name == JSON_FIELD:
                 segment.add_single(event_of(unpack_json(value)), log_ms, place)
             elif name == COMMAND_FIELD:
