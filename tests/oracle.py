@@ -40,8 +40,8 @@ class Oracle:
         for number, event in enumerate(events, first_seq):
             if number not in seen:
                 self.take(log_ms, event)
-            elif len(event.series.split("\x1f")) == len(DIMENSIONS):
-                self.duplicates += 1
+            elif len(event.series.split("\x1f")) == len(DIMENSIONS) and max(event[1:6]) <= TOKENS_MAX:
+                self.duplicates += 1  # what could not be counted the first time is no duplicate now
             seen.add(number)
 
     def take(self, log_ms: int, event: Event) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.program import COMMAND, document, environment, last_line, on_a_terminal, run
+from token_actor import __version__
 
 FILE = Path(__file__).name
 NOWHERE = ("--redis", "redis://127.0.0.1:1/0")
@@ -200,4 +201,4 @@ def test_an_address_that_is_none_is_named():
 
 
 def test_the_version_is_told():
-    assert run("--version").stdout.strip() == "0.1.0"
+    assert run("--version").stdout.strip() == __version__

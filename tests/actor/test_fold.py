@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from token_actor.core import commands, snapshot
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.series import NAMES_MAX, OTHER
 from token_actor.core.usage import TOKENS_MAX, UNPRICED, Event
+from token_actor.wire import reads
 from token_actor.wire.codec import pack_state, unpack_state
 
 
@@ -61,6 +61,13 @@ def test_entries_of_every_form_are_counted(ledger):
     entries = [single_entry(input_tokens=1), json_entry(input_tokens=10), batch_entry(event(100), event(1000))]
     assert dead(ledger, *entries, command_entry("record", event={"input_tokens": 10_000})) == []
     assert (total(ledger), total(ledger, "requests")) == (11_111, 5)
+
+
+def test_what_was_folded_is_said_so_that_the_rest_can_follow(ledger, monkeypatch):
+    monkeypatch.setattr(reads, "EVENTS_PER_READ", 2)
+    entries = [batch_entry(event(1), event(2)), single_entry(input_tokens=4)]
+    result = folded(ledger, *entries)
+    assert (result.entries, result.events, total(ledger)) == (1, 2, 3)
 
 
 def test_nothing_changes_nothing(ledger):
@@ -242,8 +249,11 @@ def outcome(entries, cuts, *, restart=False):
     """Fold entries in reads that end at ``cuts``; return the state, the answers and the dead letters."""
     ledger = Ledger(SMALL)
     told, letters = [], []
-    for start, stop in pairwise([0, *sorted(cuts), len(entries)]):
-        result = fold(ledger, entries[start:stop], epoch=1)
+    ends = [*sorted(cuts), len(entries)]
+    start = 0
+    while start < len(entries):
+        result = fold(ledger, entries[start : next(end for end in ends if end > start)], epoch=1)
+        start += result.entries
         told += [(client, answer.encode()) for client, answer in result.answers]
         letters += result.dead
         if restart:
@@ -262,6 +272,9 @@ def test_the_fold_does_not_depend_on_how_the_log_is_cut_into_reads(data):
     assert outcome(entries, range(1, len(entries))) == at_once
     assert outcome(entries, cuts) == at_once
     assert outcome(entries, cuts, restart=True) == at_once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reads, "EVENTS_PER_READ", data.draw(st.integers(1, 9)))
+        assert outcome(entries, cuts) == at_once
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -194,6 +194,56 @@ class TestQuestions:
         assert (books["offset"], books["differences"]) == (last.decode(), [])
 
 
+class TestALotOfWork:
+    def test_questions_that_take_long_are_answered_over_several_turns(self, memory_stage, monkeypatch):
+        stage = memory_stage
+        answered: list[int] = []
+
+        def slow(ledger, kind, arguments, now_ms):
+            script.advance(30)
+            return {}
+
+        monkeypatch.setattr(loop, "answer", slow)
+        script = Script(
+            nothing, lambda: [stage.ask("analytics", request_id=str(n)) for n in range(5)],
+            lambda: answered.append(len(stage.answers())), lambda: answered.append(len(stage.answers())), nothing,
+        )  # fmt: skip
+        recorder = Recorder(stage.connect())
+        stage.actor(script, recorder, block_ms=7).run()
+        assert answered == [2, 4]
+        assert [answer.request_id for answer in stage.answers()] == list("01234")
+        assert recorder.blocks_ms[:3] == [7, None, None]
+
+    def test_a_stop_answers_what_is_left(self, memory_stage, monkeypatch):
+        stage = memory_stage
+
+        def slow(ledger, kind, arguments, now_ms):
+            script.advance(60)
+            return {}
+
+        monkeypatch.setattr(loop, "answer", slow)
+        script = Script(nothing, lambda: [stage.ask("analytics", request_id=str(n)) for n in range(5)])
+        stage.actor(script).run()
+        assert len(stage.answers()) == 5
+
+    def test_more_events_than_a_turn_should_have_are_folded_in_pieces(self, stage):
+        positions = []
+        script = Script(
+            nothing, lambda: [stage.batch(1_000, input_tokens=1) for _ in range(40)],
+            lambda: positions.append(actor._state.position.entries),
+            lambda: positions.append(actor._state.position.entries),
+        )  # fmt: skip
+        actor = stage.actor(script)
+        actor.run()
+        assert positions == [33, 40]
+        assert stage.total()["requests"] == 40_000
+
+    def test_so_is_a_recovery(self, stage):
+        for _ in range(40):
+            stage.batch(1_000, input_tokens=1)
+        assert stage.total()["requests"] == 40_000
+
+
 class TestCommands:
     def test_the_same_request_has_the_same_answer_and_one_effect(self, stage):
         def step():

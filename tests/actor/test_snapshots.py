@@ -41,6 +41,7 @@ def take(stage, snapshot_id=b"1-1", position=None):
         snapshot_id=snapshot_id, position=position or state.position, now_ms=5,
     ):  # fmt: skip
         pass
+    drop_old(stage.connection, stage.keys)
     return list_manifests(stage.connection, stage.keys)[0]
 
 
@@ -105,7 +106,8 @@ class TestTaking:
             stage.connection, stage.keys, state.ledger, snapshot_id=b"1-1", position=state.position, now_ms=5
         )
         seen = [len(stage.snapshots()) for _ in steps]
-        assert seen == [0] * (len(seen) - 1) + [1]
+        assert set(seen) == {0}
+        assert len(stage.snapshots()) == 1
 
     def test_a_large_state_is_cut_into_chunks_of_a_mebibyte(self, stage, monkeypatch):
         monkeypatch.setattr(snapshots, "CHUNK_BYTES", 1_000)
@@ -332,8 +334,10 @@ class TestInTheLoop:
             stage.event(input_tokens=1)
 
         stage.run(more)
-        stage.run(more, *[nothing] * 60, more, snapshot_every_entries=1)
-        assert [entry_id for entry_id, _ in stage.snapshots()] == [b"1-1", b"2-1", b"2-2"]
+        stage.run(more, *[nothing] * 60, more, *[nothing] * 60, snapshot_every_entries=1)
+        first, second, last = (entry_id for entry_id, _ in stage.snapshots())
+        assert (first, second) == (b"1-1", b"2-1")
+        assert last in {b"2-2", b"2-3"}  # one under way at the stop has used up its number
 
     def test_one_that_a_newer_epoch_has_overtaken_is_harmless(self, stage, caplog):
         stage.event(input_tokens=1)

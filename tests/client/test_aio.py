@@ -311,6 +311,7 @@ class TestClosing:
             async with fleet.async_client() as client:
                 await client.analytics()
 
+        gc.collect()  # what earlier tests dropped
         asyncio.run(use())
         wait_until(lambda: not _pool_threads())
 

@@ -260,6 +260,11 @@ class TestThePool:
             assert [script.closed for script in scripts] == [False, True]
         assert [script.closed for script in scripts] == [True, True]
 
+    def test_after_a_close_no_line_is_lent(self, pool):
+        pool.close()
+        with pytest.raises(ClosedError):
+            borrow(pool, 1)
+
     def test_who_waits_for_a_line_learns_of_the_close(self, pool):
         problems = []
 

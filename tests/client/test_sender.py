@@ -13,7 +13,8 @@ from token_actor.client.deadline import Deadline
 from token_actor.client.settings import ClientSettings
 from token_actor.client.sync import SyncFace
 from token_actor.client.engine import Engine
-from token_actor.errors import BufferFull, ClosedError, LogUnavailable, SetupError
+from token_actor.errors import BufferFull, ClosedError, LogUnavailable, ServerRefused, SetupError
+from token_actor.transport.memory import MemoryConnection
 from token_actor.transport.ports import Delete, Put, PutField
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.entries import log_ms_of
@@ -185,12 +186,15 @@ class TestBatches:
 
     def test_many_events_are_cut_into_full_batches_and_a_rest(self, fleet):
         client = fleet.client(batch_events_max=10, batch_age_ms=LONG_MS)
-        fleet.go_away()  # so that all of them wait together
+        fleet.go_away()
+        for _ in range(10):
+            client.record(1)
+        wait_until(lambda: client._engine._sender._failure)  # the sender has its hands full
         for _ in range(25):
             client.record(1)
         fleet.come_back()
         client.flush()
-        assert spans(fleet.batches()) in ([(0, 10), (10, 20), (20, 25)], [(0, 1), (1, 11), (11, 21), (21, 25)])
+        assert spans(fleet.batches()) == [(0, 10), (10, 20), (20, 30), (30, 35)]
 
     def test_a_batch_that_is_too_large_is_split(self, fleet):
         fleet.actor()
@@ -352,6 +356,23 @@ class TestPartitions:
         connection.write([Delete(keys=[fleet.keys().meta])])
         client.flush()
         assert len(fleet.batches()) == 1
+
+    def test_a_server_without_room_for_the_number_is_tried_again(self, memory_fleet, monkeypatch):
+        refused = []
+        write = MemoryConnection.write
+
+        def full(connection, operations):
+            if isinstance(operations[0], PutField) and len(refused) < 2:
+                refused.append(ServerRefused("OOM command not allowed"))
+                return refused[-1:]
+            return write(connection, operations)
+
+        monkeypatch.setattr(MemoryConnection, "write", full)
+        client = memory_fleet.client()
+        client.record(1)
+        client.flush()
+        assert len(refused) == 2
+        assert len(memory_fleet.batches()) == 1
 
 
 class TestTheEnd:

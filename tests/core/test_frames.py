@@ -51,7 +51,7 @@ def test_no_frames_make_an_empty_one():
 
 
 def test_one_frame_is_itself():
-    frame = Frame(np.array([1]), np.ones((7, 1), dtype=np.int64))
+    frame = Frame(np.array([1]), np.ones((len(SUMS), 1), dtype=np.int64))
     assert merged([frame]) is frame
 
 
@@ -146,7 +146,7 @@ def test_an_event_that_comes_too_late_for_a_resolution_is_still_in_the_books():
 
 
 def test_the_books_of_nothing_are_zero():
-    assert {name: sums.tolist() for name, sums in FrameSet().books().items()} == dict.fromkeys(RESOLUTIONS_MS, [0] * 7)
+    assert {name: sums.tolist() for name, sums in FrameSet().books().items()} == dict.fromkeys(RESOLUTIONS_MS, [0] * len(SUMS))
 
 
 # --- totals ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tests.makers import (
 )
 from token_actor.core.columns import Run, joined
 from token_actor.core.ledger import COUNTERS, FUTURE_MS_MAX, PAST_MS_MAX, Bounds, Ledger
+from token_actor.core.series import NAMES_MAX
 from token_actor.core.sessions import reset_session, session_figures
 from token_actor.core.usage import EXACTNESS, UNPRICED, Event
 from token_actor.errors import InvalidValue
@@ -215,6 +216,15 @@ def test_a_message_id_belongs_to_a_tenant(ledger):
     assert total(ledger) == 7
 
 
+def test_a_message_id_belongs_to_the_tenant_that_sent_it_also_when_tenants_are_folded():
+    ledger = Ledger(Bounds(names_max={**NAMES_MAX, "tenant": 1}))
+    for tenant in "abc":
+        assert apply(ledger, event(1, message_id="m", tenant=tenant)) == []
+    assert total(ledger) == 3
+    apply(ledger, event(1, message_id="m", tenant="b"), event(1, message_id="m", tenant="c"))
+    assert (total(ledger), total(ledger, "duplicates")) == (3, 2)
+
+
 def test_a_message_id_is_the_same_in_every_session_of_a_tenant(ledger):
     apply(ledger, event(1, message_id="m", session="a"))
     apply(ledger, event(1, message_id="m", session="b"))
@@ -258,6 +268,17 @@ def test_a_bad_series_key_rejects_its_events_and_no_others(ledger):
     read.keys[1] = "no\x1fkey"
     assert [(r.entry, r.reason) for r in ledger.apply(read)] == [(1, "decode")]
     assert (total(ledger), len(ledger.series)) == (5, 1)
+
+
+def test_a_series_of_which_every_event_is_bad_has_no_row(ledger):
+    send(ledger, event(1, agent="a"), event(2, agent="b"), bad=[1])
+    assert len(ledger.series) == 1
+
+
+def test_a_bad_event_that_comes_again_is_no_duplicate(ledger):
+    for _ in range(2):
+        send(ledger, event(1), event(2), bad=[1])
+    assert total(ledger, "duplicates") == 1
 
 
 def test_a_bad_series_key_that_comes_again_is_neither_rejected_again_nor_counted(ledger):

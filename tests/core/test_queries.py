@@ -39,18 +39,33 @@ def test_an_unknown_question_is_refused_with_those_that_are_known(ledger):
 @pytest.mark.parametrize("kind", sorted({"analytics", "history", "window", "session"}))
 @pytest.mark.parametrize("selector", [None, 5, "agent=a", ["agent"], {"colour": "red"}, {"agent": 1}])
 def test_a_bad_selector_is_refused_by_every_question_that_has_one(ledger, kind, selector):
-    assert refused_field(ledger, kind, selector=selector, window_ms=1) in {"selector", "colour", "agent"}
+    more = {"window_ms": 1} if kind == "window" else {}
+    assert refused_field(ledger, kind, selector=selector, **more) in {"selector", "colour", "agent"}
+
+
+def fitting(kind):
+    """Return arguments that a kind of question takes."""
+    arguments = {"window_ms": 1000, "selector": {"session": "s"}}
+    return {name: value for name, value in arguments.items() if name in QUESTIONS[kind].arguments}
 
 
 @pytest.mark.parametrize("kind", sorted(QUESTIONS))
 def test_no_question_changes_the_answers_of_the_next(ledger, kind):
-    arguments = {"window_ms": 1000, "selector": {"session": "s"}}
-    assert ask(ledger, kind, **arguments) == ask(ledger, kind, **arguments)
+    assert ask(ledger, kind, **fitting(kind)) == ask(ledger, kind, **fitting(kind))
 
 
 @pytest.mark.parametrize("kind", sorted(QUESTIONS))
 def test_every_question_can_be_asked_of_a_ledger_of_nothing(kind):
-    assert ask(Ledger(), kind, window_ms=1000, selector={"session": "s"})
+    assert ask(Ledger(), kind, **fitting(kind))
+
+
+@pytest.mark.parametrize("kind", sorted(QUESTIONS))
+def test_an_argument_that_a_question_does_not_take_is_refused(ledger, kind):
+    assert refused_field(ledger, kind, selektor={}) == "selektor"
+
+
+def test_a_dimension_to_group_by_may_be_named_once(ledger):
+    assert refused_field(ledger, "analytics", group_by=["agent", "agent"]) == "group_by"
 
 
 # --- status ---------------------------------------------------------------------------------------
@@ -399,6 +414,7 @@ def test_the_books_add_up_in_every_way(ledger):
             "reasoning_tokens": 1,
             "requests": 5,
             "cost_nanousd": 5,
+            "unpriced": 4,
         },
         "ways": 10,
         "differences": [],

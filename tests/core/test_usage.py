@@ -186,7 +186,7 @@ def test_any_other_exactness_is_refused(word):
         (Decimal("12.345678901"), 12_345_678_901),
         (0.30000000000000004, 300_000_000),
         ("0.0000000004", 0),
-        (1_000_000, COST_NANOUSD_MAX),
+        (1_000, COST_NANOUSD_MAX),
         ("0E+999999999999", 0),
         ("1E-999999999999", 0),
     ],
@@ -195,7 +195,7 @@ def test_a_cost_becomes_whole_nano_dollars(cost, nanousd):
     assert cost_to_nanousd(cost) == nanousd
 
 
-@pytest.mark.parametrize("cost", [-1, "-0.01", 1_000_000.01, "1e7", 10**400, pytest.param(10**5000, id="huge")])
+@pytest.mark.parametrize("cost", [-1, "-0.01", 1_000.01, "1e4", 10**400, pytest.param(10**5000, id="huge")])
 def test_a_cost_out_of_range_is_refused(cost):
     assert refusal(cost_to_nanousd, cost) == ("cost_usd", "range")
 

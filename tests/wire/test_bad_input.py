@@ -51,7 +51,7 @@ def outcome(name, value):
     if not letters:
         return None
     (letter,) = letters
-    assert (letter.source, letter.name, letter.raw) == (b"%d-1" % START_MS, name, value)
+    assert (letter.source, letter.name, letter.raw) == (b"%d-1" % START_MS, name, value[:BATCH_BYTES_MAX])
     assert ledger.dead == {letter.reason: max(1, len(letter.events))}
     return letter.reason
 
@@ -243,7 +243,7 @@ def test_in_python_a_bad_count_is_a_value_error_naming_the_argument(count):
     assert isinstance(refused.value, InvalidValue)
 
 
-@pytest.mark.parametrize("cost", [-1, "-0.01", 1_000_001, "1e7"])
+@pytest.mark.parametrize("cost", [-1, "-0.01", 1_001, "1e7"])
 def test_a_cost_out_of_range_is_dead_range(cost):
     assert outcomes(cost_usd=cost) == {"range"}
 

@@ -12,7 +12,15 @@ from token_actor.core.commands import Command
 from token_actor.core.usage import UNPRICED
 from token_actor.errors import BadEntry, InvalidQuestion, InvalidValue
 from token_actor.wire.codec import pack
-from token_actor.wire.messages import Answer, DeadLetter, Question, decode_command, encode_command
+from token_actor.wire.messages import (
+    BAD_EVENTS_MAX,
+    RAW_BYTES_MAX,
+    Answer,
+    DeadLetter,
+    Question,
+    decode_command,
+    encode_command,
+)
 
 QUESTION = {"v": 1, "id": "1", "client": "c", "kind": "status", "args": {}, "after": None}
 COMMAND = {"v": 1, "id": "1", "client": "c", "op": "reset", "args": {}}
@@ -161,6 +169,12 @@ def test_the_dead_letter_of_a_batch_names_its_bad_events():
     letter = DeadLetter.of(b"5-0", [b"b", b"raw"], rejections)
     assert (letter.reason, letter.detail, letter.name, letter.raw) == ("range", "too much", b"b", b"raw")
     assert letter.events == [(4, "range", "too much"), (7, "type", "what")]
+
+
+def test_a_dead_letter_is_no_larger_than_this_whatever_came():
+    rejections = [Rejection(0, position, "range", "x") for position in range(BAD_EVENTS_MAX + 1)]
+    letter = DeadLetter.of(b"5-0", [b"b", b"x" * (RAW_BYTES_MAX + 1)], rejections)
+    assert (len(letter.raw), len(letter.events)) == (RAW_BYTES_MAX, BAD_EVENTS_MAX)
 
 
 @pytest.mark.parametrize("name", [b"e", b"j", b"c"])

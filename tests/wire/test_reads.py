@@ -10,8 +10,9 @@ from tests.makers import START_MS, batch_entry, command_entry, entry, event, exa
 from token_actor.core.columns import Columns
 from token_actor.core.usage import COUNTS, DIMENSIONS
 from token_actor.wire import reads
+from token_actor.wire.batches import EVENTS_MAX
 from token_actor.wire.codec import pack
-from token_actor.wire.reads import PlacedCommand, decode_read
+from token_actor.wire.reads import EVENTS_PER_READ, PlacedCommand, decode_read
 
 
 def inputs(step):
@@ -43,6 +44,32 @@ def test_events_have_the_log_time_of_their_entry():
     (step,) = decode_read([single_entry(START_MS), batch_entry(event(), at_ms=START_MS + 5)]).steps
     assert isinstance(step, Columns)
     assert step.log_ms.tolist() == [START_MS, START_MS + 5]
+
+
+def test_a_read_says_how_many_entries_and_events_it_took():
+    entries = [single_entry(), batch_entry(event(), event(), event()), command_entry("reset"), entry(b"junk")]
+    read = decode_read(entries)
+    assert (read.entries, read.events) == (4, 6)
+
+
+def test_a_read_ends_with_the_entry_that_makes_it_a_good_piece_of_work(monkeypatch):
+    monkeypatch.setattr(reads, "EVENTS_PER_READ", 4)
+    entries = [batch_entry(event(1), event(2)), batch_entry(event(3), event(4), event(5)), single_entry(input_tokens=6)]
+    read = decode_read(entries)
+    assert (read.entries, read.events, [inputs(step) for step in read.steps]) == (2, 5, [[1, 2, 3, 4, 5]])
+
+
+def test_entries_that_say_nothing_make_work_too(monkeypatch):
+    monkeypatch.setattr(reads, "EVENTS_PER_READ", 2)
+    read = decode_read([entry(b"junk")] * 3)
+    assert (read.entries, len(read.rejections)) == (2, 2)
+
+
+def test_the_largest_batches_there_can_be_are_decoded_a_few_at_a_time():
+    full = batch_entry(*[event()] * EVENTS_MAX)
+    assert len(full[1][1]) < 1200  # bytes: one entry claims much and is little
+    read = decode_read([full] * 1000)
+    assert read.events < EVENTS_PER_READ + EVENTS_MAX
 
 
 def test_a_command_divides_the_events_before_it_from_those_after():

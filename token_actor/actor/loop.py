@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.leadership import Leadership
-from token_actor.actor.recovery import recover, replay
+from token_actor.actor.recovery import check_partitions, recover, replay
 from token_actor.actor.snapshots import Position, write_snapshot
 from token_actor.core.queries import answer
-from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, ServerUnavailable, SetupError
-from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, PutField, TrimBelow
+from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, ServerUnavailable
+from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, TrimBelow
 from token_actor.wire.messages import ANSWER_FIELD, Answer, Question
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Actor:
     def _setup(self) -> bool:
         """Become the leader and restore the state; tell whether that was possible."""
         self._recovered = False
-        self._check_partitions()
+        check_partitions(self._connection, self._keys, self._settings.partitions)
         if not self._leadership.acquire(self._settings.recovery_lease_ms):
             return False
         self._standing_by = False
@@ -153,20 +153,6 @@ class Actor:
         )
         self._recovered = True
         return True
-
-    def _check_partitions(self) -> None:
-        """Write down the number of partitions, or refuse another one: tenants would change their place."""
-        meta, wanted = self._keys.meta, str(self._settings.partitions).encode()
-        (outcome,) = self._connection.write([PutField(key=meta, field=b"partitions", value=wanted)])
-        written = self._connection.get_fields(meta).get(b"partitions")
-        if written is None:
-            assert isinstance(outcome, ServerRefused), "what was not refused is there"
-            raise outcome
-        if written != wanted:
-            raise SetupError(
-                f"namespace {self._keys.namespace!r} has {written.decode()} partitions, not {wanted.decode()}: "
-                "start the actor with that number"
-            )
 
     def _replayed(self, folded: Folded, entries: int) -> None:
         del entries
@@ -318,21 +304,18 @@ class Actor:
     def _advance_snapshot(self) -> bool:
         """Do one piece of the snapshot under way; tell whether there is more to do."""
         assert self._snapshot is not None
+        snapshot, self._snapshot = self._snapshot, None  # whatever happens, the next one drops what came to nothing
+        self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
         try:
-            next(self._snapshot)
+            next(snapshot)
         except StopIteration:
             self._snapshot_position = self._pending_position
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self._snapshot_position.offset.decode()})
         except ServerRefused as refused:
             log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
-        except ServerUnavailable:
-            self._snapshot = None  # the next one drops what was written of it
-            raise
         else:
-            return True
-        self._snapshot = None
-        self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
-        return False
+            self._snapshot = snapshot
+        return self._snapshot is not None
 
     # --- teardown ------------------------------------------------------------------------------
 

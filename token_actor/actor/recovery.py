@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.snapshots import Manifest, Position, list_manifests, load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
-from token_actor.errors import SnapshotError
-from token_actor.transport.ports import FIRST, Connection, StreamState
+from token_actor.errors import ServerRefused, SetupError, SnapshotError
+from token_actor.transport.ports import FIRST, Connection, PutField, StreamState
 from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
@@ -53,6 +53,24 @@ def recover(connection: Connection, keys: Keys, bounds: Bounds | None = None) ->
     start = Position(offset=FIRST, entries=0)
     _check_no_gap(stream, start)
     return Recovered(Ledger(bounds), start, None)
+
+
+def check_partitions(connection: Connection, keys: Keys, partitions: int) -> None:
+    """Write down how many partitions the namespace has. Raises ``SetupError`` when it is another number.
+
+    Tenants would change their place with it.
+    """
+    wanted = str(partitions).encode()
+    (outcome,) = connection.write([PutField(key=keys.meta, field=b"partitions", value=wanted)])
+    written = connection.get_fields(keys.meta).get(b"partitions")
+    if written is None:
+        assert isinstance(outcome, ServerRefused), "what was not refused is there"
+        raise outcome
+    if written != wanted:
+        raise SetupError(
+            f"namespace {keys.namespace!r} has {written.decode()} partitions, not {wanted.decode()}: "
+            "start the actor with that number"
+        )
 
 
 def _check_no_gap(stream: StreamState | None, position: Position) -> None:

@@ -95,9 +95,9 @@ def write_snapshot(
 ) -> Iterator[None]:
     """Write a snapshot step by step; the state is the one at the first step, which copies it.
 
-    Yields between pieces of work, so that the loop can go on. With much state, the first step and the
-    packing of a large segment take up to seconds. Raises ``ServerRefused`` when a newer epoch has
-    written a snapshot.
+    Yields between pieces of work, so that the loop can go on, and ends with the manifest. With much
+    state, the first step and the packing of a large segment take up to seconds. Raises
+    ``ServerRefused`` when a newer epoch has written a snapshot.
     """
     state = snapshot.dump(ledger)
     drop_unfinished(connection, keys, before=snapshot_id)
@@ -116,7 +116,6 @@ def write_snapshot(
         segments.append((name, digests))
     manifest = Manifest(snapshot_id=snapshot_id, position=position, taken_ms=now_ms, segments=segments)
     _must(connection.write([Append(key=keys.snapshots, fields=manifest.fields(), entry_id=snapshot_id)]))
-    yield
     drop_old(connection, keys)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from token_actor.cli.demo_view import Picture, print_summary, view
-from token_actor.cli.options import AsJson, Namespace, Redis
+from token_actor.cli.options import AnyRedis, AsJson, Namespace
 from token_actor.cli.output import note, print_json
 from token_actor.cli.processes import Children, interruptible
 from token_actor.cli.stage import ASK_TIMEOUT_S, Stage, open_stage
@@ -102,7 +102,7 @@ class Outcome:
 
 def demo(
     *,
-    redis: Redis = None,
+    redis: AnyRedis = None,
     namespace: Namespace = None,
     seconds: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="How long the fleet works.")] = 20.0,
     workers: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Worker processes.")] = 4,

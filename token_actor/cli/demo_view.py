@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from token_actor.cli.demo import Outcome, Plan
 
 LINE_EVERY_S: Final = 2.0
-BAR_WIDTH: Final = 30
+BAR_WIDTH: Final = 24
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _AGO: Final = re.compile(r"-?(\d+(?:\.\d+)?)([smhdw])")
 
 _REDIS_HELP: Final = f"Address of the server. Else TOKEN_ACTOR_REDIS, else {DEFAULT_URL}."
+_OWN_REDIS_HELP: Final = "Address of a server to work on. Else TOKEN_ACTOR_REDIS, else one is started for it."
 _NAMESPACE_HELP: Final = "Namespace. Else TOKEN_ACTOR_NAMESPACE, else 'default'."
 
 
@@ -75,6 +76,7 @@ def dimensions(given: list[str] | None) -> list[str]:
 
 
 Redis: TypeAlias = Annotated[str | None, _connection(_REDIS_HELP, "URL")]
+AnyRedis: TypeAlias = Annotated[str | None, _connection(_OWN_REDIS_HELP, "URL")]
 Namespace: TypeAlias = Annotated[str | None, _connection(_NAMESPACE_HELP, "NAME")]
 Timeout: TypeAlias = Annotated[
     float, typer.Option(metavar="SECONDS", min=0.01, help="How long to wait for an answer.", rich_help_panel=CONNECTION)

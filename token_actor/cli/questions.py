@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 LARGEST_BY = ("model", "agent", "session")
 LARGEST = 5
+NAMES_LEAST = 18  # cells: enough to tell most models and agents from each other
 _COUNTERS = (  # title, counter, rank
     ("requests", "requests", 1),
     ("input", "input_tokens", 2),
@@ -152,7 +153,8 @@ def history(
 def group_columns(group_by: Sequence[str], groups: Sequence[Mapping[str, Any]]) -> list[Column]:
     """Return the columns of an answer by group: the names, then sums; those that are 0 throughout go first."""
     columns = [
-        Column(title=by, cells=[group[by] or "-" for group in groups], name=True, style="cyan") for by in group_by
+        Column(title=by, cells=[group[by] or "-" for group in groups], name=True, least=NAMES_LEAST, style="cyan")
+        for by in group_by
     ]
     for title, counter, rank in _COUNTERS:
         if any(group[counter] for group in groups) or rank < 2:  # noqa: PLR2004 - requests and total always stay

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from token_actor.cli.options import AsJson, Namespace, Redis
+from token_actor.cli.options import AnyRedis, AsJson, Namespace
 from token_actor.cli.output import answers, duration, note, number, print_json
 from token_actor.cli.processes import Children, interruptible
 from token_actor.cli.progress import ticker
@@ -83,7 +83,7 @@ def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="The trace.")],
     *,
     trace_format: Annotated[TraceFormat, typer.Option("--format", help="Format of the trace.")],
-    redis: Redis = None,
+    redis: AnyRedis = None,
     namespace: Namespace = None,
     workers: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Worker processes.")] = 4,
     speed: Annotated[float, typer.Option(min=0, metavar="X", help="Times real time; 0 is as fast as it goes.")] = 0,
@@ -104,7 +104,7 @@ def replay(
 ) -> None:
     """Report a recorded trace through several worker processes, and check what the actor counted.
 
-    Without --redis it starts a server of its own, without a running actor an actor.
+    Without --redis and TOKEN_ACTOR_REDIS it starts a server of its own, without a running actor an actor.
     """
     run = f"replay-{secrets.token_hex(4)}"
     trace = Trace(
@@ -138,7 +138,7 @@ def run_replay(trace: Trace, url: str | None, namespace: str) -> Outcome:
             note(f"started a server: {stage.target.url}")
         stage.ensure_server()
         crew = Crew(stack.enter_context(Children()), "token_actor_workers.trace", _arguments(trace, stage))
-        ready = crew.until_ready(stage.watch.check)
+        ready = crew.until_ready(stage.watch.check, trace.timeout_s)
         lines = sum(one["lines"] for one in ready)
         _check_lines(trace, ready, lines)
         stage.ensure_actor()

@@ -70,6 +70,9 @@ def serve(
             redis = server.url
             print(redis, flush=True)  # noqa: T201 - the one thing on stdout, for scripts to read
             log.info("The embedded server runs", extra={"action": "embedded_server", "url": redis})
+            if data is None:
+                kept = "Its data goes when it ends; --data DIR keeps it"
+                log.warning(kept, extra={"action": "temporary_data"})
         target = target_of(redis, namespace)
         settings = actor_settings(target.namespace, partition=partition, partitions=partitions)
         run_until_asked(connector_of(target.url, target.namespace), settings, requests)

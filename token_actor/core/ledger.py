@@ -122,7 +122,8 @@ class Ledger:
                 seen = _marked(len(columns), seen, known)
                 countable = _all_but(len(columns), [*problems, *conflicts], seen)
         if seen is not None:
-            np.add.at(self.counters[_DUPLICATES], rows[seen & (rows >= 0)], 1)
+            seen[list(problems)] = False  # what could not be counted the first time is no duplicate now
+            np.add.at(self.counters[_DUPLICATES], rows[seen], 1)
         self._count(columns, rows, countable)
         self.reject(rejections)
         return rejections
@@ -140,6 +141,7 @@ class Ledger:
         row_of_key[used], bad_keys = self.series.resolve([columns.keys[key] for key in used.tolist()])
         self._make_room(len(self.series))
         rows: Int64s = row_of_key[columns.key_index]
+        rows[list(problems)] = -1
         if bad_keys:
             of_key = {int(used[place]): problem for place, problem in bad_keys.items()}
             for event in np.flatnonzero(rows < 0).tolist():

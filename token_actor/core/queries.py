@@ -100,8 +100,8 @@ def _analytics(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dic
         **_with_totals(total),
         "series": len(rows),
         **(_activity(ledger, rows) if span is None else _UNKNOWN_ACTIVITY),
-        "since": None if span is None or arguments.get("since_ms") is None else span[0] / 1000,
-        "until": None if span is None or arguments.get("until_ms") is None else span[1] / 1000,
+        "since": None if span is None else span[0] / 1000,
+        "until": None if span is None else span[1] / 1000,
         "as_of": now_ms / 1000,
         **_groups(ledger, rows, values, names, group_by, limit),
     }
@@ -118,7 +118,7 @@ def _summed_over(ledger: Ledger, rows: Int64s | None, span: tuple[int, int]) -> 
 def _activity(ledger: Ledger, rows: Int64s) -> dict[str, Any]:
     """Return when the log took the first and the last event, and the largest request; of all time, not of a span."""
     if len(rows) == 0:
-        return _UNKNOWN_ACTIVITY
+        return {**_UNKNOWN_ACTIVITY, "peak_request_tokens": 0}
     return {
         "first_seen": int(ledger.first_ms[rows].min()) / 1000,
         "last_seen": int(ledger.last_ms[rows].max()) / 1000,
