@@ -8,6 +8,7 @@ import inspect
 import multiprocessing
 import pickle
 import re
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ from token_actor.errors import (
 )
 
 # Each error, made as its callers make it, with its message and its fields.
-MADE = (
+MADE: Any = (
     (TokenActorError("m"), "m", {}),
     (TokenManagerException("m"), "m", {}),
     (RateLimitExceeded("m"), "m", {}),
@@ -118,7 +119,9 @@ def _refuse() -> None:
 
 def test_an_error_in_another_process_reaches_its_parent_with_its_fields():
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        with pytest.raises(LogUnavailable, match="^3 events wait$") as caught:
-            pool.submit(_refuse).result()
+    with (
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
+        pytest.raises(LogUnavailable, match="^3 events wait$") as caught,
+    ):
+        pool.submit(_refuse).result()
     assert (caught.value.timeout_s, caught.value.pending) == (1.5, 3)

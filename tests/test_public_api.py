@@ -75,7 +75,7 @@ def test_the_version_is_that_of_the_distribution():
 class TestSignatures:
     def test_an_address_may_be_given_and_everything_else_by_keyword(self, face):
         signature = inspect.signature(face)
-        assert [(p.name, p.default) for p in signature.parameters.values()][0] == ("url", None)
+        assert next((p.name, p.default) for p in signature.parameters.values()) == ("url", None)
         options = {"namespace": "n", **dict.fromkeys(DIMENSIONS, "x"), "spool_dir": None}
         made = face("memory://", **options)
         assert made.pending == 0

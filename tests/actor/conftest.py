@@ -182,10 +182,7 @@ class Recorder:
 def stage(request: pytest.FixtureRequest, namespace: str) -> Iterator[Stage]:
     """A partition of one's own on each kind of server."""
     connector: Connector
-    if request.param == "memory":
-        connector = MemoryServer()
-    else:
-        connector = RedisConnector(request.getfixturevalue("server_url"))
+    connector = MemoryServer() if request.param == "memory" else RedisConnector(request.getfixturevalue("server_url"))
     stage = Stage(connector, namespace)
     yield stage
     stage.close()

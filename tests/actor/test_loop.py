@@ -70,7 +70,7 @@ class TestATurn:
         assert (answers[-1].request_id, answers[-1].epoch) == ("2", 2)
 
     def test_an_inbox_goes_away_by_itself(self, stage):
-        stage.run(lambda: stage.ask())
+        stage.run(stage.ask)
         (still_there,) = stage.connection.write([loop.Expire(key=stage.keys.inbox("c"), ttl_ms=-1)])
         assert still_there == 1
         assert loop.INBOX_TTL_MS == MINUTE_MS
@@ -139,7 +139,7 @@ class TestQuestions:
         ids=["no msgpack", "another field", "two fields", "a later version", "too large"],
     )
     def test_a_question_that_cannot_be_read_is_logged_and_skipped(self, stage, caplog, fields):
-        stage.run(lambda: stage._write(stage.keys.ask, fields), lambda: stage.ask())
+        stage.run(lambda: stage._write(stage.keys.ask, fields), stage.ask)
         assert len(stage.answers()) == 1
         assert [record.action for record in caplog.records] == ["bad_question"]
 
@@ -160,7 +160,7 @@ class TestQuestions:
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "answer", faulty)
-            stage.run(lambda: stage.ask(), lambda: patch.undo(), lambda: stage.ask(request_id="2"))
+            stage.run(stage.ask, patch.undo, lambda: stage.ask(request_id="2"))
         wrong, right = stage.answers()
         assert (wrong.problem.field, wrong.problem.reason) == ("kind", "internal")
         assert right.result["events"] == 0

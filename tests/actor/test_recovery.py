@@ -309,7 +309,7 @@ class TestGaps:
         ids = [stage.event(input_tokens=1) for _ in range(10)]
         stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])
         with pytest.raises(SnapshotError):
-            stage.run(lambda: stage.ask())
+            stage.run(stage.ask)
         assert stage.answers() == []
         assert stage.snapshots() == []
 

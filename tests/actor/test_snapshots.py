@@ -20,7 +20,7 @@ from token_actor.actor.snapshots import (
 )
 from token_actor.core import snapshot
 from token_actor.errors import ServerRefused, ServerUnavailable, SnapshotError
-from token_actor.transport.ports import FIRST, Append, Delete, Put
+from token_actor.transport.ports import Append, Delete, Put
 from token_actor.wire.codec import pack
 
 AT = Position(offset=b"7-1", entries=3)
@@ -51,9 +51,7 @@ def chunks(stage, snapshot_id, most=50):
 
 
 class TestAManifest:
-    MANIFEST = Manifest(
-        snapshot_id=b"3-2", position=AT, taken_ms=9, segments=[("series", [b"x" * 16]), ("empty", [])]
-    )
+    MANIFEST = Manifest(snapshot_id=b"3-2", position=AT, taken_ms=9, segments=[("series", [b"x" * 16]), ("empty", [])])
 
     def test_it_is_read_back_as_it_was_written(self):
         assert Manifest.read(b"3-2", self.MANIFEST.fields()) == Manifest(
@@ -69,7 +67,9 @@ class TestAManifest:
         with pytest.raises(SnapshotError, match="^the manifest 3-2 is damaged$"):
             Manifest.read(b"3-2", [name, bytes(damaged), *digest])
 
-    @pytest.mark.parametrize("fields", [[], [b"manifest", b"x"], [b"digest", b"x"]], ids=["none", "no digest", "no body"])
+    @pytest.mark.parametrize(
+        "fields", [[], [b"manifest", b"x"], [b"digest", b"x"]], ids=["none", "no digest", "no body"]
+    )
     def test_what_is_missing_is_noticed(self, fields):
         with pytest.raises(SnapshotError, match="is damaged"):
             Manifest.read(b"3-2", fields)

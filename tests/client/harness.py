@@ -115,7 +115,7 @@ class RunningActor:
     def _run(self) -> None:
         try:
             run_actor(self._connector, self.settings, self._stop)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - shown by the test that waits for it
             self.error = error
 
     @property
@@ -198,7 +198,7 @@ class Fleet:
 
     def engine(self, **options: Any) -> Engine:
         """Make the engine of a client; options are settings and dimensions."""
-        names = {name: options.pop(name) for name in DIMENSIONS if name in options}
+        names: dict[str, str] = {name: options.pop(name) for name in DIMENSIONS if name in options}
         engine = Engine(self.client_connector, ClientSettings(namespace=self.namespace, names=names, **options))
         self._stack.callback(_let_go, engine)
         return engine

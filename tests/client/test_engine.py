@@ -181,7 +181,7 @@ class TestManyAtOnce:
     def test_when_all_lines_wait_the_next_caller_is_told_in_time(self, fleet):
         fleet.actor().stop()
         client = fleet.client(lines_max=1)
-        busy = threading.Thread(target=lambda: pytest.raises(ActorUnavailable, client.status, timeout_s=1.0))
+        busy = threading.Thread(target=lambda: pytest.raises(ActorUnavailable, client.status, timeout_s=1.0))  # noqa: RUF061
         busy.start()
         wait_until(lambda: client._engine._lines._made == 1)
         start_s = time.monotonic()
@@ -547,9 +547,7 @@ class TestTheEndOfTheInterpreter:
         assert valkey_fleet.client().analytics()["requests"] == 10
 
     @pytest.mark.parametrize(("method", "requests"), [("fork", 21), ("spawn", 11), ("forkserver", 11)])
-    def test_a_child_of_multiprocessing_flushes_what_it_recorded(
-        self, tmp_path, place, valkey_fleet, method, requests
-    ):
+    def test_a_child_of_multiprocessing_flushes_what_it_recorded(self, tmp_path, place, valkey_fleet, method, requests):
         script = tmp_path / "script.py"
         script.write_text(WITH_MULTIPROCESSING)
         run_script_file(script, method, *place)

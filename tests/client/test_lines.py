@@ -199,9 +199,8 @@ class TestThePool:
             assert busy.value.timeout_s == 0.1
 
     def test_who_gave_up_waiting_is_not_handed_a_line(self, pool):
-        with pool.line(Deadline.after(1)), pool.line(Deadline.after(1)):
-            with pytest.raises(ActorUnavailable):
-                borrow(pool, 0)
+        with pool.line(Deadline.after(1)), pool.line(Deadline.after(1)), pytest.raises(ActorUnavailable):
+            borrow(pool, 0)
         with pool.line(Deadline.after(0)) as one, pool.line(Deadline.after(0)) as other:
             assert {one.name, other.name} == {"c-1", "c-2"}
 
@@ -218,7 +217,7 @@ class TestThePool:
             for name in ("first", "second", "third"):
                 threads.append(threading.Thread(target=use, args=(name,)))
                 threads[-1].start()
-                wait_until(lambda n=len(threads): len(pool._queue) == n)
+                wait_until(lambda n=len(threads): len(pool._queue) == n)  # noqa: B008 - the number as it is now
         use("last")  # at once, but behind those who wait
         for thread in threads:
             thread.join()

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import threading
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from token_actor.errors import InvalidValue
 OF_TIME = {"timestamp", "datetime", "uptime_seconds", "requests_per_minute", "tokens_per_minute"}
 
 # Calls of update_tokens: no id, new ids, a repetition, cache reads, nothing at all.
-CALLS = (
+CALLS: Any = (
     {"input_tokens": 1_000, "output_tokens": 200},
     {"input_tokens": 500, "message_id": "m1"},
     {"input_tokens": 500, "message_id": "m1"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -10,9 +11,9 @@ import pytest
 
 from tests.client.harness import SLACK_S, Gate, elapsed_s, wait_until
 from token_actor.client.deadline import Deadline
+from token_actor.client.engine import Engine
 from token_actor.client.settings import ClientSettings
 from token_actor.client.sync import SyncFace
-from token_actor.client.engine import Engine
 from token_actor.errors import BufferFull, ClosedError, LogUnavailable, ServerRefused, SetupError
 from token_actor.transport.memory import MemoryConnection
 from token_actor.transport.ports import Delete, Put, PutField
@@ -70,7 +71,9 @@ class TestAnOutage:
         fleet.go_away()
         for _ in range(3):
             client.record(1)
-        with pytest.raises(LogUnavailable, match="3 events are not in the log .*; they are kept and sent again$") as late:
+        with pytest.raises(
+            LogUnavailable, match="3 events are not in the log .*; they are kept and sent again$"
+        ) as late:
             client.flush(0.1)
         assert (late.value.pending, late.value.timeout_s) == (3, 0.1)
         assert client.pending == 3
@@ -121,7 +124,9 @@ class TestTheBound:
         fleet.go_away()
         for _ in range(10):
             client.record(1)
-        with pytest.raises(BufferFull, match="^10 events wait for the log, which is the bound: .*not recorded$") as full:
+        with pytest.raises(
+            BufferFull, match="^10 events wait for the log, which is the bound: .*not recorded$"
+        ) as full:
             client.record(1)
         assert full.value.pending == 10
         assert client.pending == 10
@@ -243,7 +248,7 @@ class TestBatches:
         found = spans(fleet.batches())
         assert found[0][0] == 0
         assert found[-1][1] == 2_000
-        assert all(before[1] == after[0] for before, after in zip(found, found[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(found))
 
 
 class TestALostReply:
@@ -261,9 +266,7 @@ class TestALostReply:
         client.close()
 
     @pytest.mark.parametrize("reply_bytes", [1, 10, 35], ids=["before the first", "in the first", "in the second"])
-    def test_a_batch_whose_reply_was_lost_is_sent_again_and_counted_once(
-        self, gate, client, valkey_fleet, reply_bytes
-    ):
+    def test_a_batch_whose_reply_was_lost_is_sent_again_and_counted_once(self, gate, client, valkey_fleet, reply_bytes):
         client.record(1)
         client.flush()
         gate.hold_replies = True  # so that the three batches are written together
@@ -283,9 +286,7 @@ class TestALostReply:
         answer = client.analytics()
         assert (answer["requests"], answer["duplicates"]) == (31, 29)
         assert client.status()["missing"] == 0
-        assert spans(valkey_fleet.batches()) == sorted(
-            [(0, 1), (1, 2), *[(2, 12), (12, 22), (22, 31)] * 2]
-        )
+        assert spans(valkey_fleet.batches()) == sorted([(0, 1), (1, 2), *[(2, 12), (12, 22), (22, 31)] * 2])
 
     def test_a_server_that_hangs_costs_time_and_no_event(self, gate, client):
         client.record(1)
@@ -315,7 +316,7 @@ class TestPartitions:
             found = spans(batches)
             assert found[0][0] == 0
             assert found[-1][1] == 30 * len(here)
-            assert all(before[1] == after[0] for before, after in zip(found, found[1:], strict=False))
+            assert all(before[1] == after[0] for before, after in itertools.pairwise(found))
 
     def test_what_is_recorded_for_two_partitions_is_answered_by_two_actors(self, fleet):
         for partition in (0, 1):
@@ -467,7 +468,9 @@ class TestAFaultOfOurs:
         broken.record(1)
         with pytest.raises(LogUnavailable, match="; they are given up$"):
             broken.flush(30)
-        with pytest.raises(LogUnavailable, match="the sender failed.* not recorded, and 1 before it are given up") as ended:
+        with pytest.raises(
+            LogUnavailable, match="the sender failed.* not recorded, and 1 before it are given up"
+        ) as ended:
             broken.record(1)
         assert ended.value.pending == 1
 

@@ -62,7 +62,8 @@ def test_a_setting_that_cannot_work_is_named(setting, value):
 
 
 @pytest.mark.parametrize(
-    ("dimension", "name"), [("agent", "a\n"), ("tenant", "x" * 129), ("model", "__mine"), ("user", 5), ("colour", "red")]
+    ("dimension", "name"),
+    [("agent", "a\n"), ("tenant", "x" * 129), ("model", "__mine"), ("user", 5), ("colour", "red")],
 )
 def test_a_name_that_cannot_be_recorded_is_named(dimension, name):
     with pytest.raises(InvalidValue) as wrong:

@@ -146,7 +146,9 @@ def test_an_event_that_comes_too_late_for_a_resolution_is_still_in_the_books():
 
 
 def test_the_books_of_nothing_are_zero():
-    assert {name: sums.tolist() for name, sums in FrameSet().books().items()} == dict.fromkeys(RESOLUTIONS_MS, [0] * len(SUMS))
+    assert {name: sums.tolist() for name, sums in FrameSet().books().items()} == dict.fromkeys(
+        RESOLUTIONS_MS, [0] * len(SUMS)
+    )
 
 
 # --- totals ---------------------------------------------------------------------------------------

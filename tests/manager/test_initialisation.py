@@ -103,7 +103,7 @@ def test_a_refused_number_is_out_of_range_but_a_refused_text_is_of_the_wrong_typ
     with pytest.raises(errors.InvalidValue) as out_of_range:
         TokenManager(-5)
     with pytest.raises(errors.InvalidValue) as wrong_type:
-        TokenManager("5")  # type: ignore[arg-type]
+        TokenManager("5")
     assert (out_of_range.value.reason, wrong_type.value.reason) == ("range", "type")
 
 
