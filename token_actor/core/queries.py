@@ -90,7 +90,7 @@ def _analytics(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dic
     span = _span(ledger, arguments)
     if span is None:
         rows = np.arange(len(ledger.series)) if rows is None else rows
-        rows = rows[ledger.last_ms[rows] > 0]
+        rows = rows[(ledger.last_ms[rows] > 0) | (ledger.counters[COUNTERS.index("duplicates"), rows] > 0)]
         values, names = ledger.counters[:, rows], list(COUNTERS)
     else:
         rows, values = _summed_over(ledger, rows, span)
@@ -117,6 +117,7 @@ def _summed_over(ledger: Ledger, rows: Int64s | None, span: tuple[int, int]) -> 
 
 def _activity(ledger: Ledger, rows: Int64s) -> dict[str, Any]:
     """Return when the log took the first and the last event, and the largest request; of all time, not of a span."""
+    rows = rows[ledger.last_ms[rows] > 0]
     if len(rows) == 0:
         return {**_UNKNOWN_ACTIVITY, "peak_request_tokens": 0}
     return {
