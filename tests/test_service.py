@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.client.harness import run_script, wait_until
+from tests.client.harness import RunningActor, run_script, wait_until
 from token_actor import AsyncTokenClient, TokenClient, service
 from token_actor.errors import ActorUnavailable, InvalidValue, LogUnavailable, SetupError
 from token_actor.service import actor_settings, connector_of, run_actor
@@ -27,12 +27,9 @@ def plain_environment(monkeypatch):
 @pytest.fixture
 def served(server_url, namespace):
     """The address of a real server with an actor for the namespace of the test."""
-    stop = threading.Event()
-    actor = threading.Thread(target=run_actor, args=(connector_of(server_url), actor_settings(namespace), stop))
-    actor.start()
+    actor = RunningActor(connector_of(server_url), actor_settings(namespace))
     yield server_url
-    stop.set()
-    actor.join()
+    actor.stop()
 
 
 class TestAddresses:

@@ -181,7 +181,7 @@ class TestManyAtOnce:
     def test_when_all_lines_wait_the_next_caller_is_told_in_time(self, fleet):
         fleet.actor().stop()
         client = fleet.client(lines_max=1)
-        busy = threading.Thread(target=lambda: pytest.raises(ActorUnavailable, client.status, timeout_s=1.0))  # noqa: RUF061
+        busy = threading.Thread(target=lambda: pytest.raises(ActorUnavailable, client.status, timeout_s=0.5))  # noqa: RUF061
         busy.start()
         wait_until(lambda: client._engine._lines._made == 1)
         start_s = time.monotonic()
@@ -219,7 +219,8 @@ class TestQuestionsThatCannotBeSent:
 
 
 class TestCommands:
-    def test_a_command_asked_twice_is_carried_out_once(self, fleet):
+    def test_a_command_asked_twice_is_carried_out_once(self, fleet, monkeypatch):
+        monkeypatch.setattr("token_actor.client.lines.ASK_AGAIN_MS", 100)
         client = fleet.client()
         manager = client.manager("s")
         results = []
@@ -228,7 +229,7 @@ class TestCommands:
         fleet.actor().stop()
         asking.start()
         wait_until(lambda: connection.stream_state(fleet.keys().log))
-        wait_until(lambda: connection.stream_state(fleet.keys().log).length == 2)  # asked again after two seconds
+        wait_until(lambda: connection.stream_state(fleet.keys().log).length >= 2)  # it was asked again
         fleet.actor()
         asking.join()
         assert results == [True]

@@ -404,6 +404,19 @@ class TestTheEnd:
         with pytest.raises(ClosedError):
             client.record(1)
 
+    def test_while_a_close_waits_nothing_more_is_taken(self, fleet):
+        client = fleet.client()
+        fleet.go_away()
+        client.record(1)
+        closing = threading.Thread(target=client.close, args=(10,))
+        closing.start()
+        wait_until(lambda: client._engine._sender._closed)
+        with pytest.raises(ClosedError):
+            client.record(1)
+        fleet.come_back()
+        closing.join()
+        assert spans(fleet.batches()) == [(0, 1)]
+
     def test_what_threads_record_during_a_close_is_refused_or_in_the_log(self, fleet):
         fleet.actor()
         for _ in range(20):
