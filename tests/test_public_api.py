@@ -13,7 +13,7 @@ import pytest
 import token_actor
 from token_actor import AsyncTokenClient, TokenClient, TokenManager
 from token_actor.client.manager import SharedTokenManager
-from token_actor.core.usage import DIMENSIONS
+from token_actor.core.usage import COUNTS, DIMENSIONS
 
 ROOT = Path(__file__).parents[1]
 IMPORT = """
@@ -83,7 +83,7 @@ class TestSignatures:
     @pytest.mark.parametrize(
         ("method", "names"),
         [
-            ("record", ["input_tokens", "output_tokens"]),
+            ("record", [*COUNTS]),
             ("flush", ["timeout_s"]),
             ("analytics", ["group_by", "since", "until"]),
             ("history", ["limit"]),

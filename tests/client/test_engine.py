@@ -150,7 +150,7 @@ class TestNobodyAnswers:
         assert client.status()["events"] == 1
 
     @pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), "5"])
-    @pytest.mark.parametrize("call", ["flush", "close", "status", "analytics"])
+    @pytest.mark.parametrize("call", ["flush", "close", "status", "analytics", "history"])
     def test_a_deadline_that_is_none_is_refused(self, memory_fleet, call, timeout_s):
         client = memory_fleet.client()
         with pytest.raises(InvalidValue) as wrong:
@@ -591,6 +591,24 @@ def test_a_server_that_lost_everything_is_served_and_asked_again(tmp_path, names
         client.record(2)
         status = client.status()
         assert (status["epoch"], status["events"], status["missing"]) == (1, 1, 1)
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_no_event_and_doubles_none(tmp_path, namespace):
+    with EmbeddedServer(tmp_path, appendfsync="always") as server, Fleet.on(server.port, namespace) as fleet:
+        fleet.actor()
+        client = fleet.client(timeout_s=15.0, batch_events_max=10)
+        for turn in range(1, 4):
+            for _ in range(100):
+                client.record(1)
+            if turn == 2:
+                client.flush()
+            server.kill()
+            for _ in range(50):
+                client.record(1)
+            server.start()
+            assert client.analytics()["requests"] == 150 * turn
+        assert client.status()["missing"] == 0
+        assert client.books()["differences"] == []
 
 
 def test_an_unread_question_is_dropped_when_ten_thousand_newer_ones_wait(memory_fleet):

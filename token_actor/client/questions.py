@@ -9,6 +9,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from token_actor.client.deadline import Deadline
 from token_actor.client.report import fleet_summary
 from token_actor.core.analytics import check_number, predict_overflow
 from token_actor.core.export import export_csv, export_json
@@ -207,8 +208,8 @@ class Questions:
 
     def _time_left(self, timeout_s: float | None) -> Callable[[], float]:
         """Return what tells the seconds left of one deadline, for calls that ask more than once."""
-        until = time.monotonic() + (self._engine.settings.timeout_s if timeout_s is None else timeout_s)
-        return lambda: max(0.0, until - time.monotonic())
+        deadline = Deadline.after(self._engine.settings.timeout_s if timeout_s is None else timeout_s)
+        return lambda: max(0.0, deadline.left_s)
 
     def _only_tenant(self, tenant: str | None) -> dict[str, str]:
         return {"tenant": tenant_of(self.client_names, tenant)}
