@@ -274,7 +274,7 @@ class TestInTheLoop:
             lambda: seen.append(len(stage.snapshots())),
         )  # fmt: skip
         seen: list[int] = []
-        stage.actor(script, snapshot_every_ms=1_000, recovery_lease_ms=60_000).run()
+        stage.actor(script, snapshot_every_ms=1_000).run()
         assert seen == [0, 1]
 
     def test_one_is_taken_after_so_many_entries(self, stage):
@@ -289,7 +289,7 @@ class TestInTheLoop:
     def test_none_is_taken_while_nothing_changes(self, stage):
         script = Script(nothing, *[lambda: script.advance(10_000)] * 20)
         stage.event(input_tokens=1)
-        stage.actor(script, snapshot_every_ms=1_000, lease_ms=10**6, recovery_lease_ms=10**6).run()
+        stage.actor(script, snapshot_every_ms=1_000, lease_ms=10**6).run()
         assert len(stage.snapshots()) == 1
 
     def test_questions_are_answered_while_one_is_taken(self, stage):
@@ -324,7 +324,7 @@ class TestInTheLoop:
             lambda: counts.append(len(stage.snapshots())), *turns_with_events(60),
             lambda: counts.append(len(stage.snapshots())),
         )  # fmt: skip
-        stage.actor(script, snapshot_every_ms=1_000, lease_ms=10**6, recovery_lease_ms=10**6).run()
+        stage.actor(script, snapshot_every_ms=1_000, lease_ms=10**6).run()
         assert counts == [1, 2]
 
     def test_ids_are_the_epoch_and_a_number(self, stage, monkeypatch):
@@ -357,7 +357,7 @@ class TestInTheLoop:
             nothing, lambda: [stage.event(input_tokens=1) for _ in range(10)], lambda: script.advance(1_000), nothing,
             nothing, lose, *[nothing] * 10, lambda: script.advance(1_000), *[nothing] * 60,
         )  # fmt: skip
-        stage.actor(script, recorder, snapshot_every_ms=1_000, lease_ms=10**6, recovery_lease_ms=10**6).run()
+        stage.actor(script, recorder, snapshot_every_ms=1_000, lease_ms=10**6).run()
         assert script.waits_s == [0.05]
         manifest = list_manifests(stage.connection, stage.keys)[0]
         assert load_snapshot(stage.connection, stage.keys, manifest, None).total()["requests"] == 10
@@ -408,7 +408,7 @@ class TestInTheLoop:
 
         stage.event(input_tokens=1)
         recorder.read = losing
-        stage.actor(script, recorder, drain_ms=60_000).run()
+        stage.actor(script, recorder, ).run()
         assert len(drained) == 3
         assert stage.snapshots() == []
         assert stage.connection.get(stage.keys.leader) == b"9:other"

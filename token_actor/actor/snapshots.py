@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 1 << 20  # one write of this takes about a millisecond
 SNAPSHOTS_KEPT: Final = 3  # a damaged one is no disaster
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
 _MANIFEST_BYTES_MAX: Final = 16 << 20
 _DIGEST_BYTES: Final = 16
 _ABSENT_MAX: Final = 3  # numbers without a chunk before a leader is believed to have begun no further snapshot
@@ -36,10 +36,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Say up to where the log has been folded: the last id, and how many entries that were."""
+    """Say up to where the log has been folded: the last id, and how many entries that were.
+
+    ``generation`` grows when the server has replaced the log; 0 means that nobody has led it yet.
+    ``lost`` counts the entries that were removed before anybody could read them.
+    """
 
     offset: bytes
     entries: int
+    generation: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,8 @@ class Manifest:
                 "v": MANIFEST_VERSION,
                 "offset": self.position.offset,
                 "entries": self.position.entries,
+                "generation": self.position.generation,
+                "lost": self.position.lost,
                 "taken_ms": self.taken_ms,
                 "segments": [list(segment) for segment in self.segments],
             }
@@ -84,7 +92,12 @@ class Manifest:
             raise SnapshotError(f"the manifest {entry_id.decode()} has version {manifest['v']}")
         return cls(
             snapshot_id=entry_id,
-            position=Position(offset=manifest["offset"], entries=manifest["entries"]),
+            position=Position(
+                offset=manifest["offset"],
+                entries=manifest["entries"],
+                generation=manifest["generation"],
+                lost=manifest["lost"],
+            ),
             taken_ms=manifest["taken_ms"],
             segments=[(name, digests) for name, digests in manifest["segments"]],
         )
@@ -160,6 +173,19 @@ def list_manifests(connection: Connection, keys: Keys) -> list[Manifest]:
         except SnapshotError as error:
             log.warning("A snapshot cannot be used", extra={"action": "snapshot_damaged", "problem": str(error)})
     return manifests
+
+
+def newest_manifest(connection: Connection, keys: Keys, *, unless: bytes | None = None) -> Manifest | None:
+    """Return the newest manifest; ``None`` when there is none, it is damaged, or its id is ``unless``."""
+    stream = connection.stream_state(keys.snapshots)
+    if stream is None or stream.last_id == unless:
+        return None
+    for entry_id, fields in connection.range(keys.snapshots, count=1, newest_first=True):
+        try:
+            return Manifest.read(entry_id, fields)
+        except SnapshotError as error:
+            log.warning("A snapshot cannot be used", extra={"action": "snapshot_damaged", "problem": str(error)})
+    return None
 
 
 def load_snapshot(connection: Connection, keys: Keys, manifest: Manifest, bounds: Bounds | None) -> Ledger:
