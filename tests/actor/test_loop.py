@@ -468,7 +468,10 @@ class TestTheStop:
         stage = memory_stage
         script = Script(nothing, nothing)
         recorder = Recorder(stage.connect())
-        actor = stage.actor(script, recorder, )
+        actor = stage.actor(
+            script,
+            recorder,
+        )
         turns = itertools.count(1)
         read = stage.connection.read
 

@@ -408,7 +408,10 @@ class TestInTheLoop:
 
         stage.event(input_tokens=1)
         recorder.read = losing
-        stage.actor(script, recorder, ).run()
+        stage.actor(
+            script,
+            recorder,
+        ).run()
         assert len(drained) == 3
         assert stage.snapshots() == []
         assert stage.connection.get(stage.keys.leader) == b"9:other"
