@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from token_actor.wire.entries import Entry
 
 _FIELDS_PER_ENTRY: Final = 2
+LEFT_OPEN: Final = frozenset({"version", "internal"})  # reasons an upgrade may mend: no numbers are used up by these
 EVENTS_PER_READ: Final = 32_768  # decoded at a time, whatever the entries claim to hold: about 5 MB of columns
 
 
