@@ -133,7 +133,6 @@ def test_what_is_too_large_is_not_even_looked_at():
         (b"\x81\xa1a", "not msgpack: "),
         (b"\x81\xa1a\xa5bc", "not msgpack: "),
         (b"\x80\x80", "not msgpack: "),
-        (b"\x81\xa1\xff\x01", "not msgpack: "),
         (b"\x82\xa1a\x01\xa1a\x02", "not msgpack: a key occurs twice"),
         (b"\x81\xa1a\x82\xa1b\x01\xa1b\x02", "not msgpack: a key occurs twice"),
         (b"\x81\xc4\x01a\x01", "not msgpack: a key is no string"),
@@ -157,6 +156,15 @@ def test_bytes_that_are_no_map_of_distinct_strings_are_refused(decode, data, det
     assert len(said) > len("not msgpack: ")
 
 
+def test_a_text_that_is_not_utf_8_is_refused_or_escaped_as_asked_for():
+    assert refusal(unpack_message, b"\xa1\xff") == ("decode", "must be a map, not str")
+    for data in (b"\x81\xa1\xff\x01", b"\x81\xa1a\xa1\xff"):
+        assert refusal(unpack_trusted, data)[0] == "decode"
+        assert refusal(unpack_message, data) == ("bad_name", "a text is not UTF-8: invalid start byte")
+    assert unpack_message(b"\x81\xa1a\xa1\xff", any_text=True) == {"a": "\udcff"}
+    assert unpack_json(b'{"a": "\xff"}') == unpack_lists(b"\x81\xa1a\xa1\xff") == {"a": "\udcff"}
+
+
 @pytest.mark.parametrize("decode", MSGPACK)
 @pytest.mark.parametrize("value", [1, "a", None, [], [1]])
 def test_a_value_that_is_no_map_is_refused(decode, value):
@@ -166,7 +174,7 @@ def test_a_value_that_is_no_map_is_refused(decode, value):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"{", b"{}{}", b"{'a': 1}", b'{"a": 1,}', b"[]", b"1", b"null", b'"a"', b"\xff\xfe", b'{"a": "\xff"}',
+        b"", b"{", b"{}{}", b"{'a': 1}", b'{"a": 1,}', b"[]", b"1", b"null", b'"a"', b"\xff\xfe",
         b'{"a": 1, "a": 2}', b'{"x": {"a": 1, "a": 2}}', b'{"a": ' + b"9" * 5000 + b"}", b"[" * 16_000, b'{"a":' * 3000,
         b'{"a": 01}', b'{"a": "\n"}',
     ],
@@ -290,7 +298,7 @@ def test_what_is_packed_unpacks_to_the_same(value):
 @examples(150)
 def test_random_bytes_are_a_map_or_refused(decode, data):
     read = read_or_refused(decode, data)
-    assert type(read) is dict or read.startswith("decode: ")
+    assert type(read) is dict or read.startswith(("decode: ", "bad_name: "))
 
 
 # --- states ---------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from token_actor.core import snapshot
 from token_actor.errors import BadEntry, ServerRefused, SnapshotError
 from token_actor.transport.ports import Append, Connection, Delete, DeleteEntries, Outcome, Put, TrimBelow
 from token_actor.wire.codec import pack, pack_state, unpack, unpack_state
-from token_actor.wire.entries import id_pair
+from token_actor.wire.entries import id_pair, is_entry_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,21 +86,21 @@ class Manifest:
             raise SnapshotError(f"the manifest {entry_id.decode()} is damaged")
         try:
             manifest = unpack(body, bytes_max=_MANIFEST_BYTES_MAX)
-        except BadEntry as bad:
-            raise SnapshotError(f"the manifest {entry_id.decode()} cannot be read: {bad}") from bad
-        if manifest["v"] != MANIFEST_VERSION:
-            raise SnapshotError(f"the manifest {entry_id.decode()} has version {manifest['v']}")
-        return cls(
-            snapshot_id=entry_id,
-            position=Position(
-                offset=manifest["offset"],
-                entries=manifest["entries"],
-                generation=manifest["generation"],
-                lost=manifest["lost"],
-            ),
-            taken_ms=manifest["taken_ms"],
-            segments=[(name, digests) for name, digests in manifest["segments"]],
-        )
+            if manifest["v"] != MANIFEST_VERSION:
+                raise SnapshotError(f"the manifest {entry_id.decode()} has version {manifest['v']!r}")
+            return cls(
+                snapshot_id=entry_id,
+                position=Position(
+                    offset=_entry_id(manifest["offset"]),
+                    entries=_whole(manifest["entries"]),
+                    generation=_whole(manifest["generation"]),
+                    lost=_whole(manifest["lost"]),
+                ),
+                taken_ms=_whole(manifest["taken_ms"]),
+                segments=[(name, list(digests)) for name, digests in manifest["segments"]],
+            )
+        except (BadEntry, KeyError, TypeError, ValueError) as bad:
+            raise SnapshotError(f"the manifest {entry_id.decode()} cannot be read: {bad!r}") from bad
 
 
 def write_snapshot(
@@ -190,7 +190,7 @@ def newest_manifest(connection: Connection, keys: Keys, *, unless: bytes | None 
 
 def load_snapshot(connection: Connection, keys: Keys, manifest: Manifest, bounds: Bounds | None) -> Ledger:
     """Return the ledger of a snapshot. Raises ``SnapshotError`` when a part is missing or damaged."""
-    state: dict[str, Any] = {}
+    state: dict[str, bytes] = {}
     index = 0
     for name, digests in manifest.segments:
         chunks = []
@@ -201,8 +201,25 @@ def load_snapshot(connection: Connection, keys: Keys, manifest: Manifest, bounds
                 raise SnapshotError(f"chunk {index} of snapshot {manifest.snapshot_id.decode()} {what}")
             chunks.append(chunk)
             index += 1
-        state[name] = unpack_state(b"".join(chunks))["value"]
-    return snapshot.restore(state, bounds)
+        state[name] = b"".join(chunks)
+    try:
+        return snapshot.restore({name: unpack_state(part)["value"] for name, part in state.items()}, bounds)
+    except SnapshotError:
+        raise
+    except Exception as error:  # whatever a program before this one wrote: an older snapshot may do
+        raise SnapshotError(f"the snapshot {manifest.snapshot_id.decode()} cannot be read: {error!r}") from error
+
+
+def _entry_id(value: object) -> bytes:
+    if not isinstance(value, bytes) or not is_entry_id(value):
+        raise ValueError("the offset is no id of an entry")
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} counts nothing")
+    return value
 
 
 def _digest(data: bytes) -> bytes:

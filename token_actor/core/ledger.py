@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from token_actor.core.columns import Bools, Columns, Int64s, Rejection, grown
+from token_actor.core.columns import Bools, Columns, Int64s, Rejection, Run, grown
 from token_actor.core.dedupe import MESSAGE_IDS_MAX, PRODUCERS_MAX, MessageIds, ProducerMarks
 from token_actor.core.folding import FOLD_ABOVE, FOLD_DOWN_TO, fold_idle_sessions
 from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
@@ -169,6 +169,14 @@ class Ledger:
         """Count what cannot be applied, by reason."""
         for rejection in rejections:
             self.dead[rejection.reason] = self.dead.get(rejection.reason, 0) + 1
+
+    def refuse(self, numbers: Run, rejection: Rejection) -> list[Rejection]:
+        """Mark the numbers of a batch that cannot be read as seen; return its rejection the first time."""
+        stop = numbers.first_seq + numbers.stop - numbers.start
+        new = self.producers.see(numbers.producer, numbers.epoch, numbers.first_seq, stop)
+        rejections = [rejection] if new else []
+        self.reject(rejections)
+        return rejections
 
     def _make_room(self, rows: int) -> None:
         if rows > self.counters.shape[1]:

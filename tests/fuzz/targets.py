@@ -1,0 +1,124 @@
+"""What is fuzzed: functions of bytes that may raise nothing, whatever the bytes are.
+
+An error that a target names is part of its contract; every other exception is a fault of ours. A new
+target is a function here and a line in ``TARGETS``, with a few inputs in ``corpus/<name>/``.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from tests.makers import START_MS, event
+from token_actor.actor.fold import fold
+from token_actor.actor.snapshots import Manifest, _digest, load_snapshot
+from token_actor.core import snapshot
+from token_actor.core.columns import columns_of
+from token_actor.core.ledger import Bounds, Ledger
+from token_actor.core.queries import answer
+from token_actor.errors import BadEntry, InvalidValue, SnapshotError
+from token_actor.transport.memory import MemoryServer
+from token_actor.transport.ports import Put
+from token_actor.wire.codec import pack_state
+from token_actor.wire.keys import Keys
+from token_actor.wire.messages import Answer, Question
+from token_actor.wire.reads import decode_read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIELDS: Final = (b"b", b"c", b"e", b"j", b"x")
+PARTS_MAX: Final = 32  # of one input
+SMALL: Final = Bounds(rows_max=64, producers_max=4, message_ids_max=32, recent_events_max=64)
+
+
+def parts_of(data: bytes) -> list[tuple[int, bytes]]:
+    """Return an input as (kind, bytes) pairs: a byte, a length of 4 bytes, and that many bytes, or what is left."""
+    parts: list[tuple[int, bytes]] = []
+    while data and len(parts) < PARTS_MAX:
+        kind, length = data[0], int.from_bytes(data[1:5], "big")
+        parts.append((kind, data[5 : 5 + length]))
+        data = data[5 + length :]
+    return parts
+
+
+def joined(parts: list[tuple[int, bytes]]) -> bytes:
+    """Return (kind, bytes) pairs as one input."""
+    return b"".join(struct.pack(">BI", kind, len(value)) + value for kind, value in parts)
+
+
+def decode(data: bytes) -> None:
+    """Read and fold a log: every entry is counted, or rejected for a reason that is no fault of ours."""
+    parts = parts_of(data)
+    entries = [
+        (b"%d-%d" % (START_MS + 60_000 * place, place), [FIELDS[kind % len(FIELDS)], value])
+        for place, (kind, value) in enumerate(parts)
+    ]
+    read = decode_read(entries)
+    assert read.entries == len(entries)
+    ledger = Ledger(SMALL)
+    while entries:
+        folded = fold(ledger, entries, epoch=1)
+        for letter in folded.dead:
+            assert letter.reason != "internal", letter.detail
+            letter.fields()
+        for _, reply in folded.answers:
+            reply.encode()
+        entries = entries[folded.entries :]
+    assert answer(ledger, "books", {}, 0)["differences"] == []
+    pack_state(snapshot.dump(ledger))
+
+
+def read_snapshot(data: bytes) -> None:
+    """Read a snapshot whose digests are right: the first part is the manifest, the others are its chunks."""
+    parts = [value for _, value in parts_of(data)]
+    body, chunks = (parts[0], parts[1:]) if parts else (b"", [])
+    connection = MemoryServer(clock_ms=lambda: START_MS).connect()
+    with suppress(SnapshotError):
+        manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", _digest(body)])
+        connection.write(
+            [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
+        )
+        rest = iter(map(_digest, chunks))
+        segments = [(name, [next(rest, b"") for _ in digests]) for name, digests in manifest.segments]
+        honest = Manifest(
+            snapshot_id=manifest.snapshot_id,
+            position=manifest.position,
+            taken_ms=manifest.taken_ms,
+            segments=segments,
+        )
+        load_snapshot(connection, Keys(), honest, SMALL)
+
+
+def _asked_ledger() -> Ledger:
+    ledger = Ledger(SMALL)
+    events = [event(5, 1, session=f"s{number % 3}", model="m", message_id=f"i{number}") for number in range(9)]
+    ledger.apply(columns_of(events, log_ms=[START_MS] * 9, entries=list(range(9))))
+    return ledger
+
+
+ASKED: Final = _asked_ledger()  # questions change nothing
+
+
+def question(data: bytes) -> None:
+    """Read a question, answer it, and write the answer down."""
+    try:
+        asked = Question.decode(data)
+    except BadEntry:
+        return
+    try:
+        result = answer(ASKED, asked.kind, asked.arguments, START_MS)
+    except InvalidValue as problem:
+        reply = Answer(request_id=asked.request_id, epoch=1, problem=problem)
+    else:
+        reply = Answer(request_id=asked.request_id, epoch=1, result=result)
+    assert Answer.decode(reply.encode()).request_id == asked.request_id
+    Keys().inbox(asked.client)
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "decode": decode,
+    "snapshot": read_snapshot,
+    "question": question,
+}
