@@ -47,7 +47,7 @@ def _changed(data: bytes, inputs: Sequence[bytes], rng: random.Random) -> bytes:
     interesting = rng.choice(INTERESTING)
     return rng.choice((
         lambda: data[:start] + bytes([rng.randrange(256)]) + data[start + 1 :],
-        lambda: data[:start] + bytes(byte ^ 1 << rng.randrange(8) for byte in data[start : start + 1]) + data[start + 1 :],
+        lambda: data[:start] + bytes(byte ^ 1 << rng.randrange(8) for byte in data[start:][:1]) + data[start + 1 :],
         lambda: data[:start] + interesting + data[start + len(interesting) :],
         lambda: data[:start] + interesting + data[start:],
         lambda: data[:start] + data[stop:],
