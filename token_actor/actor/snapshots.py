@@ -140,7 +140,8 @@ def drop_old(connection: Connection, keys: Keys) -> None:
         _must(connection.write([DeleteEntries(key=keys.snapshots, entry_ids=[old.snapshot_id]), Delete(keys=chunks)]))
     if len(manifests) >= SNAPSHOTS_KEPT:
         oldest = manifests[SNAPSHOTS_KEPT - 1]
-        _must(connection.write([TrimBelow(key=keys.log, entry_id=oldest.position.offset)]))
+        if oldest.position.generation == manifests[0].position.generation:  # else it is an offset of another log
+            _must(connection.write([TrimBelow(key=keys.log, entry_id=oldest.position.offset)]))
 
 
 def drop_unfinished(connection: Connection, keys: Keys, *, before: bytes) -> None:
