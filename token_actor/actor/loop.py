@@ -319,7 +319,10 @@ class Actor:
             return
         try:
             if self._desk.epoch == self._leadership.epoch:
+                until_ms = self._clock.ticks_ms() + self._settings.lease_ms // _RENEWALS_PER_LEASE
                 self._turn(None)
+                while self._desk.busy and self._clock.ticks_ms() < until_ms:
+                    self._turn(None)
             self._leadership.release()
         except (ServerUnavailable, ServerRefused, LeadershipLost) as error:
             log.warning("Stopped without a word to the next", extra={"action": "stopped", "problem": str(error)})
