@@ -417,9 +417,8 @@ class TestTwoActors:
         first = fleet.actor(lease_ms=10_000)
         client = fleet.client(timeout_s=20.0)
         client.record(1)
-        client.flush()
+        assert client.status()["holder"] == "actor-1"
         fleet.actor(lease_ms=10_000)
-        wait_until(lambda: client.status()["epoch"] == 1)
         start_s = time.monotonic()
         first.stop()
         client.record(2)

@@ -134,7 +134,7 @@ class Desk:
     def answer_ready(self) -> None:
         """Answer questions for a while; the rest is answered in the next turn."""
         ticks_ms = self._clock.ticks_ms()
-        self._ready.extend(self._asked.ready(self._follower.position.offset, ticks_ms))
+        self._ready.extend(self._asked.ready(self._follower.reached, ticks_ms))
         while self._ready:
             asked = self._ready.popleft()
             self.reply(asked.question.client, self._answer(asked.question, asked.asked_ms))

@@ -66,6 +66,7 @@ class Follower:
         self._state: Recovered | None = None
         self._trail = Trail()
         self._rejoining: _Rejoining | None = None
+        self._lost_up_to = FIRST
         self.replaced = False
 
     @property
@@ -93,6 +94,11 @@ class Follower:
         self._known.position = position
 
     @property
+    def reached(self) -> bytes:
+        """Return the id up to which there is nothing left to fold."""
+        return max(self.position.offset, self._lost_up_to, key=id_pair)
+
+    @property
     def snapshot_position(self) -> Position:
         """Return the position of the snapshot that the state began with."""
         return self._known.began
@@ -106,6 +112,7 @@ class Follower:
         """
         self._trail = Trail()
         self._rejoining = None
+        self._lost_up_to = FIRST
         self.replaced = False
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
@@ -160,6 +167,7 @@ class Follower:
     def accept_loss(self, loss: Break) -> None:
         """Go on after entries that were removed unread, and remember how many they were."""
         self.position = without(self.position, loss)
+        self._lost_up_to = loss.offset
 
     def begin_anew(self) -> None:
         """Follow an empty log: the one that was folded is full, and was deleted."""
@@ -184,6 +192,7 @@ class Follower:
         self.position = replace(was, offset=until, entries=0 if stream is None else stream.entries_added)
         self._trail = Trail()
         self._rejoining = None
+        self._lost_up_to = FIRST
         self.replaced = True
         log.error(
             "The server has replaced the log; what was counted stays counted",

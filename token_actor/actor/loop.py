@@ -179,8 +179,8 @@ class Actor:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
-        stream = self._connection.stream_state(self._keys.log)
-        self._answers_from = FIRST if stream is None else stream.last_id
+        newest = self._connection.range(self._keys.log, count=1, newest_first=True)
+        self._answers_from = newest[0][0] if newest else FIRST
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
             self._begin_generation()
@@ -274,7 +274,7 @@ class Actor:
     @property
     def _answers(self) -> bool:
         """Tell whether everything that was in the log when this process began to lead is folded."""
-        return id_pair(self._follower.position.offset) >= id_pair(self._answers_from)
+        return id_pair(self._follower.reached) >= id_pair(self._answers_from)
 
     def _tell(self, folded: Folded) -> None:
         """Queue what a fold came to."""
