@@ -209,7 +209,7 @@ class Follower:
     def _begin_rejoining(self) -> _Rejoining:
         """Return where to begin; where to go on if the log is still the one in which it was interrupted."""
         begun = self._rejoining
-        if begun is None:
+        if begun is None or begun.after == (begun.common or FIRST):  # nothing is folded yet
             common, known = self._trail.common(self._connection, self._keys.log)
             doubtful = self.position.offset if common is None else FIRST
             return _Rejoining(common, common or FIRST, known, doubtful)

@@ -53,6 +53,7 @@ class Actor:
         self._desk = self._new_desk()
         self._answers_from = FIRST
         self._hears_questions = True
+        self._deaf = False
         self._due_ms = 0
         self._standing_by = False
         self._newest_snapshot: bytes | None = None
@@ -237,6 +238,7 @@ class Actor:
             stream = None if self._desk.offset == FIRST else self._connection.stream_state(self._keys.ask)
         except ServerRefused as refused:
             self._stop_hearing(refused)
+            self._desk.offset = FIRST
             return
         if stream is None or id_pair(stream.last_id) < id_pair(self._desk.offset):
             self._desk.offset = FIRST
@@ -251,7 +253,9 @@ class Actor:
         if refused.code != "WRONGTYPE":
             raise refused
         self._hears_questions = False
-        log.warning("Questions cannot be read", extra={"action": "server_refuses", "problem": str(refused)})
+        if not self._deaf:
+            log.warning("Questions cannot be read", extra={"action": "questions_unread", "problem": str(refused)})
+        self._deaf = True
 
     def _turn(self, block_ms: int | None) -> None:
         """Read, fold, answer, write."""
@@ -263,6 +267,7 @@ class Actor:
                 raise
             self._stop_hearing(refused)  # if it is the log that cannot be read, the next turn says so
             return
+        self._deaf = self._deaf and not questions
         if entries := read.get(self._keys.log):
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
         if asked := read.get(self._keys.ask):
