@@ -71,7 +71,7 @@ class Leadership:
     def is_held(self) -> bool:
         """Tell whether somebody holds the lease, as far as the server knows."""
         held = self._connection.get(self._keys.leader)
-        return held is not None and not held.endswith(b":")
+        return held is not None and not is_given_back(held)
 
     def _is_free(self, held: bytes | None, ticks_ms: int) -> bool:
         """Tell whether the lease was given back, never held, or not renewed for as long as we watched."""
@@ -80,7 +80,7 @@ class Leadership:
         if held is None and self._seen is None:
             return True
         if held is not None:
-            if held.endswith(b":"):  # given back
+            if is_given_back(held):
                 return True
             seen = (held, self._connection.expires_at_ms(self._keys.leader))
             if seen != self._seen:
@@ -162,6 +162,11 @@ class Leadership:
             if outcomes is not None and isinstance(outcomes[0], ServerRefused):  # full: then it has to be missed
                 self._connection.write_if(self._keys.leader, self._value, [Delete(keys=[self._keys.leader])])
         self.epoch = 0
+
+
+def is_given_back(lease: bytes) -> bool:
+    """Tell whether a lease names nobody, because its holder has given it back."""
+    return lease.endswith(b":")
 
 
 def _done(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
