@@ -117,6 +117,14 @@ class TestALogThatWasReplaced:
         stage.replace_log(stage.log_entries()[3:6])
         assert look(ten[4], 5) == REPLACED
 
+    @pytest.mark.parametrize("more", [[], [(b"11-0", [b"j", b"{}"])]])
+    def test_it_has_another_entry_under_the_id_that_was_read_last(self, stage, ten, more):
+        last = stage.log_entries()[-1]
+        position = Position(offset=ten[-1], entries=10)
+        stage.replace_log([*stage.log_entries()[:9], (ten[-1], [b"j", b"[]"]), *more])
+        assert find_break(stage.connection, stage.keys.log, position, last) == REPLACED
+        assert find_break(stage.connection, stage.keys.log, position) is None
+
 
 class TestTheTrail:
     def trail(self, stage, *reads):

@@ -67,6 +67,7 @@ class Follower:
         self._trail = Trail()
         self._rejoining: _Rejoining | None = None
         self._lost_up_to = FIRST
+        self._last: Entry | None = None
         self.replaced = False
 
     @property
@@ -113,6 +114,7 @@ class Follower:
         self._trail = Trail()
         self._rejoining = None
         self._lost_up_to = FIRST
+        self._last = None
         self.replaced = False
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
@@ -149,6 +151,7 @@ class Follower:
         """Fold what is a good piece of work of a read; the next one begins with the rest."""
         folded = fold(self.ledger, entries, epoch=epoch)
         self._trail.add(self.position.offset, entries[: folded.entries])
+        self._last = entries[folded.entries - 1]
         count = self.position.entries + folded.entries
         self.position = replace(self.position, offset=entries[folded.entries - 1][0], entries=count)
         per_entry = max(1, folded.events // folded.entries)
@@ -159,7 +162,7 @@ class Follower:
 
     def find_break(self) -> Break | None:
         """Compare the log with what was read of it; ``None`` when it goes on from there."""
-        found = find_break(self._connection, self._keys.log, self.position)
+        found = find_break(self._connection, self._keys.log, self.position, self._last)
         if found is None:
             self._trail.confirm()
         return found
@@ -172,6 +175,7 @@ class Follower:
     def begin_anew(self) -> None:
         """Follow an empty log: the one that was folded is full, and was deleted."""
         self._trail = Trail()
+        self._last = None
         self.position = replace(self.position, offset=FIRST, entries=0)
         self.replaced = True
 
@@ -193,6 +197,7 @@ class Follower:
         self._trail = Trail()
         self._rejoining = None
         self._lost_up_to = FIRST
+        self._last = None
         self.replaced = True
         log.error(
             "The server has replaced the log; what was counted stays counted",

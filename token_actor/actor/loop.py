@@ -170,7 +170,7 @@ class Actor:
         manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
         if manifest is not None:
             self._newest_snapshot = manifest.snapshot_id
-            if manifest.position.generation != self._follower.position.generation:
+            if self._follower.replaced or manifest.position.generation != self._follower.position.generation:
                 self._follower.forget()
                 return
         if self._follower.find_break() is not None:
