@@ -15,7 +15,7 @@ from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.leadership import Leadership
 from token_actor.actor.recovery import check_partitions, recover, replay
-from token_actor.actor.snapshots import Position, write_snapshot
+from token_actor.actor.snapshots import Position, SnapshotWriter
 from token_actor.core.queries import answer
 from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, ServerUnavailable
 from token_actor.transport.ports import FIRST, Append, Connection, Entry, Expire, Operation, TrimBelow
@@ -91,6 +91,7 @@ class Actor:
         self._ask_offset = FIRST
         self._entries_per_read = 256
         self._snapshot: Iterator[None] | None = None
+        self._snapshots = SnapshotWriter(connection, self._keys, fenced=connection.write)
         self._snapshot_number = 1
         self._snapshot_position = Position(offset=FIRST, entries=0)
         self._snapshot_due_ms = 0
@@ -144,6 +145,7 @@ class Actor:
         self._lease_due_ms = 0
         self._state = recover(self._connection, self._keys, self._settings.bounds)
         self._snapshot_position = self._state.position
+        self._snapshots.forget()
         self._snapshot_number = 1
         self._snapshot_due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
         replay(self._connection, self._keys, self._state, epoch=self._leadership.epoch, on_read=self._replayed)
@@ -292,9 +294,7 @@ class Actor:
         self._pending_position = self._state.position
         snapshot_id = f"{self._leadership.epoch}-{self._snapshot_number}".encode()
         self._snapshot_number += 1  # also when it fails: nobody knows how far it came
-        self._snapshot = write_snapshot(
-            self._connection,
-            self._keys,
+        self._snapshot = self._snapshots.write(
             self._state.ledger,
             snapshot_id=snapshot_id,
             position=self._pending_position,

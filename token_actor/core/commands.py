@@ -53,9 +53,7 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.advance(log_ms)
     answer, rejections = operation(ledger, command)
-    ledger.answers[(command.client, command.request_id)] = answer
-    if len(ledger.answers) > ANSWERS_MAX:
-        ledger.answers.popitem(last=False)
+    ledger.answers.add((command.client, command.request_id), answer, ANSWERS_MAX)
     return answer, rejections
 
 

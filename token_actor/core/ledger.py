@@ -10,17 +10,19 @@ false hole appears; an event that was seen before is never rejected a second tim
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from token_actor.core.answers import Answers
 from token_actor.core.columns import Bools, Columns, Int64s, Rejection, grown
-from token_actor.core.dedupe import MESSAGE_IDS_MAX, PRODUCERS_MAX, MessageIds, ProducerMarks
+from token_actor.core.dedupe import PRODUCERS_MAX, ProducerMarks
 from token_actor.core.folding import FOLD_ABOVE, FOLD_DOWN_TO, fold_idle_sessions
 from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
+from token_actor.core.message_ids import MESSAGE_IDS_MAX, MessageIds
 from token_actor.core.recent import EVENTS_MAX, RecentEvents
+from token_actor.core.rows import RowBlocks
 from token_actor.core.series import NAMES_MAX, ROWS_MAX, SeriesTable
 from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, INCONSISTENT, SEPARATOR, UNPRICED
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "clamped", "inconsistent")
 COUNTERS: Final = (*SUMS, *FLAG_COUNTS, "duplicates")  # one int64 per series each
+ROW_ARRAYS: Final = ("counters", "first_ms", "last_ms", "peak_tokens")  # whoever changes one tells ``row_blocks``
 _DUPLICATES: Final = COUNTERS.index("duplicates")
 
 PAST_MS_MAX: Final = 35 * 86_400_000  # an event may claim to be this much older than its log entry
@@ -68,7 +71,7 @@ class Ledger:
     of its first and last event, ``peak_tokens`` the input + output of its largest request.
     ``dead`` counts what was rejected, by reason. ``resets`` are the baselines of sessions by (tenant,
     session), ``answers`` those given to commands by (client, request id). ``log_ms`` is the log
-    time, which only moves forward.
+    time, which only moves forward. ``row_blocks`` knows which of the rows changed.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -84,9 +87,10 @@ class Ledger:
         self.first_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.last_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.peak_tokens: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self.row_blocks = RowBlocks()
         self.dead: dict[str, int] = {}
         self.resets: dict[tuple[str, str], Baseline] = {}
-        self.answers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self.answers = Answers()
         self.log_ms = 0
 
     def apply(self, columns: Columns) -> list[Rejection]:
@@ -123,7 +127,9 @@ class Ledger:
                 countable = _all_but(len(columns), [*problems, *conflicts], seen)
         if seen is not None:
             seen[list(problems)] = False  # what could not be counted the first time is no duplicate now
-            np.add.at(self.counters[_DUPLICATES], rows[seen], 1)
+            if seen.any():
+                self.row_blocks.change(rows[seen])
+                np.add.at(self.counters[_DUPLICATES], rows[seen], 1)
         self._count(columns, rows, countable)
         self.reject(rejections)
         return rejections
@@ -173,7 +179,7 @@ class Ledger:
     def _make_room(self, rows: int) -> None:
         if rows > self.counters.shape[1]:
             capacity = max(rows, 2 * self.counters.shape[1])
-            for name in ("counters", "first_ms", "last_ms", "peak_tokens"):
+            for name in ROW_ARRAYS:
                 setattr(self, name, grown(getattr(self, name), capacity))
 
     def _seen_by_sequence(self, columns: Columns) -> Bools | None:
@@ -204,8 +210,7 @@ class Ledger:
         for count in columns.counts[:, with_id]:
             prints = (prints + count) * _MIX
         ids = _scoped(columns, with_id)
-        log_ms = self._log_times(columns)[with_id]
-        known, conflicts = self.message_ids.see(ids, prints.tolist(), log_ms.tolist())
+        known, conflicts = self.message_ids.see(ids, prints, self._log_times(columns)[with_id])
         return with_id[known].tolist(), with_id[conflicts].tolist()
 
     def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
@@ -216,6 +221,7 @@ class Ledger:
         rows = rows[picked]
         if len(rows) == 0:
             return
+        self.row_blocks.change(rows)
         log_ms = log_ms[picked]
         counts = columns.counts[:, picked]
         claimed_ms = columns.event_ms[picked]

@@ -64,9 +64,9 @@ def remove_namespace(connection: Connection, namespace: str) -> None:
     """
     for keys in all_keys(connection, namespace):
         chunks = [
-            keys.chunk(manifest.snapshot_id, index)
+            keys.chunk(chunk.snapshot_id, chunk.number)
             for manifest in list_manifests(connection, keys)
-            for index in range(manifest.chunk_count)
+            for chunk in manifest.chunks
         ]
         streams = [keys.log, keys.ask, keys.dead, keys.snapshots]
         _delete(connection, [*chunks, *streams, keys.leader, keys.epoch])
