@@ -187,9 +187,8 @@ class TestTaking:
                 return stage.connection.write(operations)
 
         steps = begin(stage, state, writer=writer_on(stage, Refusing(stage.connection)))
-        next(steps)
         with pytest.raises(ServerRefused, match="OOM"):
-            next(steps)
+            finish(steps)
 
 
 class Counting(Recorder):
@@ -292,10 +291,10 @@ class TestSharing:
         memory_stage.connection.write([DeleteEntries(key=memory_stage.keys.snapshots, entry_ids=[b"1-3"])])
         assert {chunk.snapshot_id for chunk in more(changed=False).chunks} == {b"1-4"}
 
-    def test_one_that_was_refused_is_no_base_for_others(self, memory_stage, more, recorder):
+    def test_one_that_came_to_nothing_is_no_base_for_others(self, memory_stage, more):
         for _ in range(3):
             more()
-        steps = begin(memory_stage, more.state, b"1-2", more.writer)
+        steps = begin(memory_stage, more.state, b"1-3", more.writer)  # there is a newer one: it is refused
         with pytest.raises(ServerRefused):
             finish(steps)
         fourth = more(changed=False)
@@ -340,6 +339,8 @@ class TestSharing:
         fenced.write = lambda operations: (done.extend(map(type, operations)), real(operations))[1]
         writer = SnapshotWriter(memory_stage.connection, memory_stage.keys, fenced=fenced.write)
         for number in range(20, 25):
+            memory_stage.batch(10, input_tokens=1)
+            replay(memory_stage.connection, memory_stage.keys, more.state, epoch=1, on_read=nobody)
             finish(begin(memory_stage, more.state, b"1-%d" % number, writer))
         assert set(done) == {Append, TrimBelow, Delete, DeleteEntries}
         assert done.count(Append) == 5
@@ -481,6 +482,22 @@ class TestTheUnfinished:
         self.drop(stage, b"5-1")
         assert chunks(stage, b"4-3") == []
 
+    @pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 33, 70])
+    def test_however_many_they_are(self, memory_stage, count):
+        self.put(memory_stage, b"1-1", count)
+        self.drop(memory_stage, b"1-2")
+        assert chunks(memory_stage, b"1-1", most=80) == []
+
+    def test_who_was_stopped_while_deleting_them_goes_on_the_next_time(self, memory_stage):
+        self.put(memory_stage, b"1-1", 40)
+        keys, write = memory_stage.keys, memory_stage.connection.write
+        steps = drop_unfinished(memory_stage.connection, keys, before=b"1-2", fenced=write)
+        while len(chunks(memory_stage, b"1-1")) == 40:
+            next(steps)
+        steps.close()
+        self.drop(memory_stage, b"1-3")
+        assert chunks(memory_stage, b"1-1") == []
+
     def test_those_of_every_leader_since_are_found(self, stage):
         take(stage, b"4-2")
         for snapshot_id in (b"4-3", b"4-4", b"5-1", b"7-1", b"7-2"):
@@ -513,6 +530,7 @@ class TestTheUnfinished:
             def write(self, operations):
                 return [ServerRefused("NOPERM no")]
 
+        self.put(stage, b"1-1", 1)
         refused = Refusing(stage.connection).write
         steps = drop_unfinished(stage.connection, stage.keys, before=b"2-1", fenced=refused)
         with pytest.raises(ServerRefused):

@@ -38,7 +38,7 @@ SNAPSHOTS_KEPT: Final = 3  # a damaged one is no disaster
 MANIFEST_VERSION: Final = 2
 _MANIFEST_BYTES_MAX: Final = 16 << 20
 _DIGEST_BYTES: Final = 16
-_ABSENT_MAX: Final = 3  # numbers without a chunk before a leader is believed to have begun no further snapshot
+_ABSENT_MAX: Final = 16  # numbers without a chunk before a leader is believed to have begun no further snapshot
 _DELETED_AT_ONCE: Final = 16  # chunks; the server frees them in about a millisecond
 
 log = logging.getLogger(__name__)
@@ -261,27 +261,38 @@ def drop_unfinished(connection: Connection, keys: Keys, *, before: bytes, fenced
     older snapshots.
     """
     manifests = list_manifests(connection, keys)
-    last_epoch, last_number = id_pair(manifests[0].snapshot_id) if manifests else (0, 0)
+    last_epoch, last_number = id_pair(manifests[0].snapshot_id) if manifests else (1, 0)
     epoch_now, number_now = id_pair(before)
     for epoch in range(last_epoch, epoch_now + 1):
         number = last_number + 1 if epoch == last_epoch else 1
         absent = 0
         while absent < _ABSENT_MAX and (epoch, number) < (epoch_now, number_now):
-            found = yield from _drop_chunks(keys, f"{epoch}-{number}".encode(), fenced)
-            absent = 0 if found else absent + 1
+            snapshot_id = f"{epoch}-{number}".encode()
+            chunks = yield from _count_chunks(connection, keys, snapshot_id)
+            for stop in range(chunks, 0, -_DELETED_AT_ONCE):  # from the end: what is left has no gap either
+                first = max(0, stop - _DELETED_AT_ONCE)
+                _must(fenced([Delete(keys=[keys.chunk(snapshot_id, each) for each in range(first, stop)])]))
+                yield
+            absent = 0 if chunks else absent + 1
             number += 1
+        if absent:
+            yield
 
 
-def _drop_chunks(keys: Keys, snapshot_id: bytes, fenced: Fenced) -> Generator[None, None, bool]:
-    """Delete the chunks of one snapshot, however many there are; tell whether there were any."""
-    start = 0
-    while True:
-        chunks = [keys.chunk(snapshot_id, number) for number in range(start, start + _DELETED_AT_ONCE)]
-        (deleted,) = _must(fenced([Delete(keys=chunks)]))
-        if deleted != len(chunks):
-            return start > 0 or deleted != 0
-        start += _DELETED_AT_ONCE
+def _count_chunks(connection: Connection, keys: Keys, snapshot_id: bytes) -> Generator[None, None, int]:
+    """Return how many chunks of a snapshot there are. They are written one after the other, so without a gap."""
+    least, above = 0, 1
+    while connection.get(keys.chunk(snapshot_id, above - 1)) is not None:
+        least, above = above, 2 * above
         yield
+    while above - least > 1:
+        middle = (least + above) // 2
+        if connection.get(keys.chunk(snapshot_id, middle - 1)) is None:
+            above = middle
+        else:
+            least = middle
+        yield
+    return least
 
 
 def list_manifests(connection: Connection, keys: Keys) -> list[Manifest]:
