@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
-from token_actor.actor.snapshots import Manifest, _digest, load_snapshot
+from token_actor.actor.manifests import Manifest, digest_of
+from token_actor.actor.snapshots import load_snapshot
 from token_actor.core import snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
@@ -76,7 +77,7 @@ def read_snapshot(data: bytes) -> None:
     body, chunks = (parts[0], parts[1:]) if parts else (b"", [])
     connection = MemoryServer(clock_ms=lambda: START_MS).connect()
     with suppress(SnapshotError):
-        manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", _digest(body)])
+        manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", digest_of(body)])
         connection.write(
             [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
         )

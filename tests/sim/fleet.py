@@ -69,19 +69,19 @@ class ActorPlayer:
     @property
     def leads(self) -> bool:
         """Tell whether it believes that it leads."""
-        return self.actor is not None and bool(self.actor._leadership.epoch)  # noqa: SLF001 - the checker looks inside
+        return self.actor is not None and bool(self.actor._leadership.epoch)
 
     @property
     def offset(self) -> bytes | None:
         """Return up to where it has folded the log; ``None`` when it has no state."""
-        follower = None if self.actor is None else self.actor._follower  # noqa: SLF001 - see above
+        follower = None if self.actor is None else self.actor._follower
         return follower.position.offset if follower is not None and follower.recovered else None
 
     @property
     def ledger(self) -> Ledger:
         """Return its ledger."""
         assert self.actor is not None
-        return self.actor._follower.ledger  # noqa: SLF001 - see above
+        return self.actor._follower.ledger
 
 
 def counted(ledger: Ledger) -> Counter[int]:
@@ -137,7 +137,7 @@ class SpoolProducer:
         outbox.adopt()
         polls = Polls(world, link, player.name.replace(".", "-"))
         while True:
-            if self.left and chance.random() < 0.6:  # noqa: PLR2004 - most of the time there is something to record
+            if self.left and chance.random() < 0.6:
                 self._record(outbox, chance.randint(1, 7))
             self._save(outbox)
             try:
@@ -146,7 +146,7 @@ class SpoolProducer:
                         if isinstance(outcome, ServerRefused):
                             break
                         outbox.acknowledged(lane, outcome)
-                if chance.random() < 0.3 and outbox.is_kept:  # noqa: PLR2004 - a poll now and then
+                if chance.random() < 0.3 and outbox.is_kept:
                     for asked, answer in polls.ask(outbox.questions()):
                         outbox.answered(asked, answer)
                     self._save(outbox)

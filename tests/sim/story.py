@@ -75,7 +75,8 @@ class Story:
             )
         ]
         self._faults += [
-            (chance.choice((0, 0, 0.001)), fault) for fault in (self._fail_over, self._flush, self._trim, self._delete_log)
+            (chance.choice((0, 0, 0.001)), fault)
+            for fault in (self._fail_over, self._flush, self._trim, self._delete_log)
         ]
 
     def _actor(self) -> ActorPlayer:
@@ -109,12 +110,16 @@ class Story:
 
     def _jump(self) -> None:
         self._fault("server clock jumped")
-        self.world.server_off_ms = self.world.random.choice((0, 60_000, -60_000, 3_600_000, 86_400_000 * 365, -3_600_000))
+        self.world.server_off_ms = self.world.random.choice(
+            (0, 60_000, -60_000, 3_600_000, 86_400_000 * 365, -3_600_000)
+        )
 
     def _spoil_disk(self) -> None:
         self._fault("disk failed")
         disk = self.world.random.choice(self.producers).disk
-        disk.full, disk.broken = self.world.random.choice(((True, False), (False, True), (False, "after"), (False, False)))
+        disk.full, disk.broken = self.world.random.choice(
+            ((True, False), (False, True), (False, "after"), (False, False))
+        )
 
     def _back_up(self) -> None:
         self._backup = self.world.backup()
@@ -135,7 +140,7 @@ class Story:
     def _delete_log(self) -> None:
         self._fault("log deleted")
         self._server_lost = True
-        self.world.keyspace._forget(self.world.keys.log)  # noqa: SLF001 - what DEL does
+        self.world.keyspace._forget(self.world.keys.log)
 
     def _trim(self) -> None:
         stream = self.world.keyspace.value(self.world.keys.log, Stream)

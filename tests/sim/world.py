@@ -152,7 +152,7 @@ class World:
         player.resume()
         if player.failure is not None:
             raise player.failure
-        if self.random.random() < 0.2:  # noqa: PLR2004 - many calls fall into one millisecond
+        if self.random.random() < 0.2:
             self.now_ms += self.random.randint(1, 10)
         self._deliver_late()
 
@@ -172,7 +172,7 @@ class World:
     @property
     def keyspace(self) -> Keyspace:
         """Return what the server holds."""
-        return self.server._shared.keyspace  # noqa: SLF001 - the world is the server's master
+        return self.server._shared.keyspace
 
     def backup(self) -> Keyspace:
         """Return a copy of everything the server holds."""
@@ -180,12 +180,12 @@ class World:
 
     def replace(self, keyspace: Keyspace) -> None:
         """Let the server hold something else from now on, after every connection broke."""
-        self.server._shared.keyspace = keyspace  # noqa: SLF001 - see above
+        self.server._shared.keyspace = keyspace
         self.breaks += 1
 
     def flush(self) -> None:
         """Let the server forget everything, without breaking a connection."""
-        self.server._shared.keyspace = Keyspace(self.server_ms)  # noqa: SLF001 - see above
+        self.server._shared.keyspace = Keyspace(self.server_ms)
 
     def note(self, operations: Sequence[Operation], outcomes: Sequence[object]) -> None:
         """Watch what is accepted: a manifest of an older epoch than one that led must not be."""

@@ -90,9 +90,9 @@ class Desk:
         *,
         epoch: int,
         clock: Clock,
-        standing: Mapping[str, Callable[[Question], dict[str, Any]]],
+        standing: Mapping[str, Callable[[Question, dict[str, Any]], None]],
     ) -> None:
-        """Start with nobody waiting. ``standing`` maps kinds of questions to what the actor adds to the answer."""
+        """Start with nobody waiting. ``standing`` maps kinds of questions to what adds the actor's own part."""
         self.offset = FIRST
         self._connection = connection
         self._keys = keys
@@ -133,7 +133,7 @@ class Desk:
             result = answer(self._follower.ledger, question.kind, question.arguments, asked_ms)
             standing = self._standing.get(question.kind)
             if standing is not None:
-                result = {**result, **standing(question)}
+                standing(question, result)
         except InvalidValue as problem:
             return Answer(request_id=question.request_id, epoch=self._epoch, problem=problem)
         except Exception:  # a question changes nothing, so a fault of ours in one must not stop the others

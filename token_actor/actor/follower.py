@@ -23,8 +23,8 @@ from token_actor.wire.reads import decode_read
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from token_actor.actor.manifests import Position
     from token_actor.actor.settings import ActorSettings
-    from token_actor.actor.snapshots import Position
     from token_actor.core.ledger import Ledger
     from token_actor.transport.ports import Connection, Entry
 
@@ -38,7 +38,8 @@ class Follower:
     """Own the state of one partition, and bring it up to date.
 
     ``recovered`` tells whether there is a state. ``replaced`` tells whether the log was replaced since
-    the last snapshot; its next leader counts it as a new generation.
+    the last snapshot; its next leader counts it as a new generation. ``all_read`` tells whether the log
+    held no more at the last read that brought anything.
     """
 
     def __init__(self, connection: Connection, settings: ActorSettings) -> None:
@@ -50,6 +51,7 @@ class Follower:
         self._state: Recovered | None = None
         self._trail = Trail()
         self.replaced = False
+        self.all_read = False
 
     @property
     def recovered(self) -> bool:
@@ -117,6 +119,7 @@ class Follower:
     def fold(self, entries: Sequence[Entry], *, epoch: int) -> Folded:
         """Fold what is a good piece of work of a read; the next one begins with the rest."""
         folded = fold(self.ledger, entries, epoch=epoch)
+        self.all_read = folded.entries == len(entries) < self._entries_per_read
         self._trail.add(self.position.offset, entries[: folded.entries])
         count = self.position.entries + folded.entries
         self.position = replace(self.position, offset=entries[folded.entries - 1][0], entries=count)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
+from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
-from token_actor.actor.snapshots import newest_manifest
+from token_actor.actor.timekeeping import Timekeeper
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable
-from token_actor.transport.ports import FIRST, Delete
-from token_actor.wire.entries import LAST_ID, id_pair
+from token_actor.transport.ports import FIRST, Append, Delete
+from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
+from token_actor.wire.entries import LAST_ID, id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from token_actor.actor.fold import Folded
@@ -51,6 +53,7 @@ class Actor:
         self._letters = Letters(connection, self._keys.dead)
         self._saving = Saving(connection, settings, clock, self._follower, self._leadership)
         self._desk = self._new_desk()
+        self._timekeeper = Timekeeper(clock)
         self._answers_from = FIRST
         self._hears_questions = True
         self._due_ms = 0
@@ -161,6 +164,7 @@ class Actor:
         self._answers_from = FIRST if stream is None else stream.last_id
         self._letters.drop_written()
         self._desk = self._new_desk()
+        self._timekeeper = Timekeeper(self._clock)
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
             self._begin_generation()
@@ -226,11 +230,24 @@ class Actor:
             return
         if entries := read.get(self._keys.log):
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
+        self._keep_time(anything_read=bool(entries))
         if asked := read.get(self._keys.ask):
             self._desk.take(asked)
         self._desk.answer_ready()
         self._letters.write(self._leadership)
         self._desk.send()
+
+    def _keep_time(self, *, anything_read: bool) -> None:
+        """Tell the log what time it is, if it does not know."""
+        told_ms = self._timekeeper.look(
+            id_ms=log_ms_of(self._follower.position.offset) if anything_read else None,
+            log_ms=self._follower.ledger.log_ms,
+            all_read=self._follower.all_read or not anything_read,
+        )
+        if told_ms is not None:
+            clock = ClockEntry(told_ms, self._leadership.epoch)
+            log.info("Telling the log the time", extra={"action": "clock", "now_ms": told_ms})
+            self._leadership.write([Append(key=self._keys.log, fields=[CLOCK_FIELD, clock.encode()])])
 
     @property
     def _answers(self) -> bool:
@@ -253,10 +270,11 @@ class Actor:
             standing={"status": self._own_status, "books": self._own_status, "producer": self._own_durable},
         )
 
-    def _own_status(self, question: Question) -> dict[str, Any]:
+    def _own_status(self, question: Question, result: dict[str, Any]) -> None:
+        """Add who answers, and up to where the log was folded."""
         del question
         position = self._follower.position
-        return {
+        result |= {
             "epoch": self._leadership.epoch,
             "holder": self._settings.holder,
             "offset": position.offset.decode(),
@@ -266,11 +284,17 @@ class Actor:
             "snapshot_offset": self._saving.position.offset.decode(),
         }
 
-    def _own_durable(self, question: Question) -> dict[str, Any]:
-        """Add what only the actor knows of a producer: what a committed snapshot covers, and where the log is."""
-        del question
+    def _own_durable(self, question: Question, result: dict[str, Any]) -> None:
+        """Add which numbers of a producer a committed snapshot covers, and of which log that is true."""
+        producer, durable = question.arguments["producer"], self._saving.durable
+        for epoch, seen in result["epochs"].items():
+            seen["durable"] = durable.get((producer, int(epoch)), 0)
         position = self._follower.position
-        return {"generation": position.generation, "offset": position.offset.decode()}
+        result |= {
+            "generation": position.generation,
+            "offset": position.offset.decode(),
+            "snapshot_offset": self._saving.position.offset.decode(),
+        }
 
     # --- the end -------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.continuity import entries_from, find_break
 from token_actor.actor.fold import Folded, fold
-from token_actor.actor.snapshots import Manifest, Position, list_manifests, load_snapshot
+from token_actor.actor.manifests import Manifest, Position, list_manifests
+from token_actor.actor.snapshots import load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.errors import ServerRefused, SetupError, SnapshotError
 from token_actor.transport.ports import FIRST, Connection, PutField

@@ -6,16 +6,17 @@ import logging
 from typing import TYPE_CHECKING
 
 from token_actor.actor.recovery import NOWHERE
-from token_actor.actor.snapshots import write_snapshot
+from token_actor.actor.snapshots import SnapshotWriter
 from token_actor.errors import ServerRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from token_actor.actor.follower import Follower
     from token_actor.actor.leadership import Leadership
+    from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
-    from token_actor.actor.snapshots import Manifest
+    from token_actor.core.dedupe import ProducerKey
     from token_actor.transport.ports import Connection
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Saving:
     ) -> None:
         """Prepare; ``begin`` comes with the lease."""
         self.position = NOWHERE
-        self._connection = connection
+        self._writer = SnapshotWriter(connection, settings.keys, fenced=leadership.write)
         self._settings = settings
         self._clock = clock
         self._follower = follower
@@ -52,13 +53,20 @@ class Saving:
         self.position = NOWHERE if manifest is None else manifest.position
         self._number = 1
         self._steps = None
+        self._writer.forget()
         self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
 
     def forget(self) -> None:
         """Take a snapshot at once: what the server holds of earlier ones does not fit its log any more."""
         self._steps = None
+        self._writer.forget()
         self._due_ms = self._clock.ticks_ms()
         self.position = NOWHERE
+
+    @property
+    def durable(self) -> Mapping[ProducerKey, int]:
+        """Return the next sequence number of every producer in the newest snapshot of this leader."""
+        return self._writer.durable
 
     @property
     def under_way(self) -> bool:
@@ -84,9 +92,7 @@ class Saving:
         self._pending = self._follower.position
         snapshot_id = f"{self._leadership.epoch}-{self._number}".encode()
         self._number += 1  # also when it fails: nobody knows how far it came
-        self._steps = write_snapshot(
-            self._connection,
-            self._settings.keys,
+        self._steps = self._writer.write(
             self._follower.ledger,
             snapshot_id=snapshot_id,
             position=self._pending,
