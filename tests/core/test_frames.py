@@ -274,20 +274,20 @@ def test_frames_of_nothing_are_restored_to_nothing():
     assert plain((trees(again), again.rest())) == plain(({}, FrameSet().rest()))
 
 
-def test_segments_are_hours_of_minutes_days_of_hours_and_months_of_days():
+def test_segments_are_ten_minutes_days_of_hours_and_months_of_days():
     frames = FrameSet()
-    add(frames, (0, START_MS, 1), (0, START_MS + 59 * MINUTE_MS, 1), (0, START_MS + HOUR_MS, 1))
-    hour, day = START_MS // HOUR_MS, START_MS // DAY_MS
+    add(frames, (0, START_MS, 1), (0, START_MS + 9 * MINUTE_MS, 1), (0, START_MS + 10 * MINUTE_MS, 1))
+    minutes, day = START_MS // (10 * MINUTE_MS), START_MS // DAY_MS
     assert list(trees(frames)) == [
-        f"frames/minute/{hour}", f"frames/minute/{hour + 1}", f"frames/hour/{day}", f"frames/day/{day // 32}",
+        f"frames/minute/{minutes}", f"frames/minute/{minutes + 1}", f"frames/hour/{day}", f"frames/day/{day // 32}",
     ]  # fmt: skip
 
 
 def test_a_token_changes_with_its_segment_and_no_other():
     frames, tokens = FrameSet(), {}
-    add(frames, (0, START_MS, 1), (0, START_MS + 59 * MINUTE_MS, 1), (0, START_MS + HOUR_MS, 1))
-    hour, day = START_MS // HOUR_MS, START_MS // DAY_MS
-    minutes, next_minutes = f"frames/minute/{hour}", f"frames/minute/{hour + 1}"
+    add(frames, (0, START_MS, 1), (0, START_MS + 9 * MINUTE_MS, 1), (0, START_MS + 10 * MINUTE_MS, 1))
+    group, day = START_MS // (10 * MINUTE_MS), START_MS // DAY_MS
+    minutes, next_minutes = f"frames/minute/{group}", f"frames/minute/{group + 1}"
     rest = {f"frames/hour/{day}", f"frames/day/{day // 32}"}
 
     def changed():
@@ -297,7 +297,7 @@ def test_a_token_changes_with_its_segment_and_no_other():
 
     assert changed() == {minutes, next_minutes, *rest}
     assert changed() == set()
-    add(frames, (1, START_MS + HOUR_MS, 1))
+    add(frames, (1, START_MS + 10 * MINUTE_MS, 1))
     assert changed() == {next_minutes, *rest}
     frames.advance(START_MS + DAY_MS + MINUTE_MS)  # lets go of the first minute
     assert changed() == {minutes}
@@ -313,7 +313,7 @@ def test_a_large_frame_is_made_piece_by_piece(monkeypatch):
     for each in reversed(events):  # in other parts
         add(again, each)
         again.fold()
-    made = trees(frames)[f"frames/minute/{START_MS // HOUR_MS}"]
+    made = trees(frames)[f"frames/minute/{START_MS // (10 * MINUTE_MS)}"]
     assert [tree["rows"].tolist() for tree in made] == [[0, 1, 2, 5, 6], [9, 30, 0, 1, 2], [5, 6, 9, 30]]
     assert plain(trees(again)) == plain(trees(frames))
     assert plain(trees(restored(frames))) == plain(trees(frames))

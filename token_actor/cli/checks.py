@@ -83,6 +83,10 @@ def _print_verification(console: Console, found: Verification) -> None:
         style="bold",
     )
     console.print(f"  added up in {found.ways} ways, {again}")
+    if found.state_hash is None or found.state_hash_replayed is None:
+        console.print(f"  state hash {found.state_hash or 'unknown'}; {found.state_source}")
+    else:
+        console.print(f"  state hash {found.state_hash}, and {found.state_hash_replayed} from {found.state_source}")
     if found.balanced:
         console.print("  ✓ everything agrees", style="green")
     elif found.differences:

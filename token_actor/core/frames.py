@@ -40,7 +40,7 @@ SUMS: Final = (
 RESOLUTIONS_MS: Final = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 RETENTION_MS: Final = {"minute": 24 * 3_600_000, "hour": 60 * 86_400_000, "day": 5 * 366 * 86_400_000}
 WAITING_MAX: Final = 32_768  # events; folding them takes a few milliseconds, which no caller notices
-_STARTS_OF_SEGMENT: Final = {"minute": 60, "hour": 24, "day": 32}  # an hour, a day, a month of a snapshot
+_STARTS_OF_SEGMENT: Final = {"minute": 10, "hour": 24, "day": 32}  # ten minutes, a day, a month of a snapshot
 _ROWS_AT_ONCE: Final = 16_384  # rows of one frame merged in one go for a snapshot: about a mebibyte
 _ROW_BITS: Final = 24  # more than rows_max, so (start, row) packs into one int64
 
@@ -194,7 +194,7 @@ class FrameSet:
         self._changed[resolution][start // _STARTS_OF_SEGMENT[resolution]] = self._changes
 
     def capture(self) -> list[Segment]:
-        """Return the segments of all frames, each of the frames of an hour, a day or a month."""
+        """Return the segments of all frames, each of the frames of ten minutes, a day or a month."""
         self.fold()
         segments = []
         for resolution, frames in self._frames.items():
