@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
 
 from tests.makers import PRODUCER, event
-from token_actor import TokenClient
+from tests.served import Served
 from token_actor.core.commands import Command
 from token_actor.errors import InvalidValue, ServerRefused, ServerUnavailable
 from token_actor.operations import dead
-from token_actor.operations.dead import Selection, drop_dead, list_dead, selected_dead
+from token_actor.operations.dead import Selection, drop_dead, selected_dead
 from token_actor.operations.retry import ID_PREFIX, identified, retry_dead, why_hopeless
-from token_actor.service import connector_of
 from token_actor.transport.memory import MemoryConnection
 from token_actor.transport.ports import Append, DeleteEntries
 from token_actor.wire import batches, messages
 from token_actor.wire.batches import encode_batch
 from token_actor.wire.codec import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, pack
-from token_actor.wire.keys import Keys
 from token_actor.wire.messages import RAW_BYTES_MAX, DeadLetter, encode_command
 
-_numbers = itertools.count()
 EVERYTHING = Selection()
 
 
-class Ledgered:
-    """A namespace that an actor of this process serves, on a server in memory."""
-
-    def __init__(self):
-        url = f"memory://dead{next(_numbers)}"
-        self.client = TokenClient(url)
-        self.connection = connector_of(url).connect()
-        self.keys = Keys()
-
-    def append(self, name, value, key=None):
-        (entry_id,) = self.connection.write([Append(key=key or self.keys.log, fields=[name, value])])
-        assert self.client.status()
-        return entry_id.decode()
+class Ledgered(Served):
+    """A namespace whose dead letters are retried."""
 
     def counted(self):
-        return self.client.analytics()["input_tokens"]
-
-    def letters(self):
-        found, _ = list_dead(self.connection, "default", limit=1_000)
-        return [each.letter for each in found]
+        return self.total()
 
     def retry(self, selection=EVERYTHING, **more):
         retried = retry_dead(self.connection, "default", selection, **more)
@@ -58,7 +39,7 @@ class Ledgered:
 def ledgered():
     made = Ledgered()
     yield made
-    made.client.close()
+    made.close()
 
 
 class CutOff:
