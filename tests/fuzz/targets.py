@@ -6,10 +6,10 @@ target is a function here and a line in ``TARGETS``, with a few inputs in ``corp
 
 from __future__ import annotations
 
-import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from tests.fuzz.mutate import parts_of
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
 from token_actor.actor.snapshots import Manifest, _digest, load_snapshot
@@ -29,23 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FIELDS: Final = (b"b", b"c", b"e", b"j", b"x")
-PARTS_MAX: Final = 32  # of one input
 SMALL: Final = Bounds(rows_max=64, producers_max=4, message_ids_max=32, recent_events_max=64)
-
-
-def parts_of(data: bytes) -> list[tuple[int, bytes]]:
-    """Return an input as (kind, bytes) pairs: a byte, a length of 4 bytes, and that many bytes, or what is left."""
-    parts: list[tuple[int, bytes]] = []
-    while data and len(parts) < PARTS_MAX:
-        kind, length = data[0], int.from_bytes(data[1:5], "big")
-        parts.append((kind, data[5 : 5 + length]))
-        data = data[5 + length :]
-    return parts
-
-
-def joined(parts: list[tuple[int, bytes]]) -> bytes:
-    """Return (kind, bytes) pairs as one input."""
-    return b"".join(struct.pack(">BI", kind, len(value)) + value for kind, value in parts)
 
 
 def decode(data: bytes) -> None:

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from tests.fuzz.__main__ import fuzz
-from tests.fuzz.mutate import corpus, mutations
-from tests.fuzz.targets import TARGETS, joined, parts_of
+from tests.fuzz.mutate import corpus, joined, mutations, parts_of
+from tests.fuzz.targets import TARGETS
 
 INPUTS = {"decode": 800, "snapshot": 3_000, "question": 6_000}  # about two seconds each
 

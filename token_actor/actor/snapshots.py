@@ -84,7 +84,7 @@ class Manifest:
                 snapshot_id=entry_id,
                 position=Position(offset=_entry_id(manifest["offset"]), entries=_whole(manifest["entries"])),
                 taken_ms=_whole(manifest["taken_ms"]),
-                segments=[(name, list(digests)) for name, digests in manifest["segments"]],
+                segments=[(_name(name), list(digests)) for name, digests in manifest["segments"]],
             )
         except (BadEntry, KeyError, TypeError, ValueError) as bad:
             raise SnapshotError(f"the manifest {entry_id.decode()} cannot be read: {bad!r}") from bad
@@ -187,6 +187,12 @@ def load_snapshot(connection: Connection, keys: Keys, manifest: Manifest, bounds
 def _entry_id(value: object) -> bytes:
     if not isinstance(value, bytes) or not is_entry_id(value):
         raise ValueError("the offset is no id of an entry")
+    return value
+
+
+def _name(value: object) -> str:
+    if type(value) is not str:
+        raise ValueError("a segment has no name")
     return value
 
 
