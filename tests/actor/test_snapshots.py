@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -79,12 +80,41 @@ class TestAManifest:
         with pytest.raises(SnapshotError, match="^the manifest 3-2 has version 99$"):
             Manifest.read(b"3-2", [b"manifest", body, b"digest", snapshots._digest(body)])
 
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"v": None}, {"offset": None}, {"offset": "7-1"}, {"offset": b"x"}, {"entries": -1}, {"entries": 1.0},
+            {"taken_ms": None}, {"segments": None}, {"segments": [1]}, {"segments": [[1, []]]},
+            {"segments": [["a", 1]]},
+        ],
+        ids=repr,
+    )  # fmt: skip
+    def test_what_has_another_shape_is_refused(self, wrong):
+        body = {"v": 1, "offset": b"7-1", "entries": 3, "taken_ms": 9, "segments": []}
+        for broken in (pack({**body, **wrong}), pack({n: v for n, v in body.items() if n not in wrong})):
+            with pytest.raises(SnapshotError, match="^the manifest 3-2 "):
+                Manifest.read(b"3-2", [b"manifest", broken, b"digest", snapshots._digest(broken)])
+
     def test_what_is_no_message_is_refused(self):
         with pytest.raises(SnapshotError, match="^the manifest 3-2 cannot be read"):
             Manifest.read(b"3-2", [b"manifest", b"\xc1", b"digest", snapshots._digest(b"\xc1")])
 
 
 class TestTaking:
+    def test_a_state_that_is_whole_and_makes_no_sense_is_refused(self, stage):
+        stage.event(input_tokens=1)
+        manifest = take(stage)
+        chunk = snapshots.pack_state({"value": "nonsense"})
+        stage.connection.write([Put(key=stage.keys.chunk(b"1-1", n), value=chunk) for n in range(50)])
+        digests = [(name, [snapshots._digest(chunk)]) for name, _ in manifest.segments]
+        with pytest.raises(SnapshotError, match="version 'nonsense'"):
+            load_snapshot(stage.connection, stage.keys, replace(manifest, segments=digests), None)
+        version = snapshots.pack_state({"value": 1})
+        stage.connection.write([Put(key=stage.keys.chunk(b"1-1", 0), value=version)])
+        only = replace(manifest, segments=[("version", [snapshots._digest(version)])])
+        with pytest.raises(SnapshotError, match="^the snapshot 1-1 cannot be read: KeyError"):
+            load_snapshot(stage.connection, stage.keys, only, None)
+
     def test_a_snapshot_is_loaded_as_it_was_taken(self, stage):
         stage.batch(100, input_tokens=3, agent="a", message_id=None)
         stage.event(message_id="m", tags={"k": "v"}, session="s")
