@@ -75,10 +75,10 @@ def _changed(data: bytes, inputs: Sequence[bytes], rng: random.Random) -> bytes:
     stop = min(len(data), start + rng.randint(0, SLICE_BYTES_MAX))
     other = rng.choice(inputs)
     cut = rng.randint(0, len(other))
-    interesting, flipped = rng.choice(INTERESTING), rng.randrange(8)
+    interesting = rng.choice(INTERESTING)
     return rng.choice((
         lambda: data[:start] + bytes([rng.randrange(256)]) + data[start + 1 :],
-        lambda: data[:start] + bytes(byte ^ 1 << flipped for byte in data[start : start + 1]) + data[start + 1 :],
+        lambda: data[:start] + bytes(byte ^ 1 << rng.randrange(8) for byte in data[start:][:1]) + data[start + 1 :],
         lambda: data[:start] + interesting + data[start + len(interesting) :],
         lambda: data[:start] + interesting + data[start:],
         lambda: data[:start] + data[stop:],

@@ -7,12 +7,13 @@ target is a function here and a line in ``TARGETS``, with a few inputs in ``corp
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from tests.fuzz.mutate import parts_of
+from tests.fuzz.mutate import corpus, joined, parts_of
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
-from token_actor.actor.snapshots import Manifest, _digest, load_snapshot
+from token_actor.actor.snapshots import Manifest, Position, _digest, load_snapshot
 from token_actor.core import snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
@@ -28,7 +29,7 @@ from token_actor.wire.reads import decode_read
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FIELDS: Final = (b"b", b"c", b"e", b"j", b"x")
+FIELDS: Final = (b"b", b"c", b"e", b"j", b"x", b"t")
 SMALL: Final = Bounds(rows_max=64, producers_max=4, message_ids_max=32, recent_events_max=64)
 
 
@@ -55,24 +56,35 @@ def decode(data: bytes) -> None:
 
 
 def read_snapshot(data: bytes) -> None:
-    """Read a snapshot whose digests are right: the first part is the manifest, the others are its chunks."""
+    """Read a snapshot: a ledger, or a ``SnapshotError``."""
+    with suppress(SnapshotError):
+        snapshot_of(data)
+
+
+def snapshot_of(data: bytes) -> Ledger:
+    """Return the ledger of a snapshot whose digests are right: the first part is the manifest, the others chunks."""
     parts = [value for _, value in parts_of(data)]
     body, chunks = (parts[0], parts[1:]) if parts else (b"", [])
+    manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", _digest(body)])
     connection = MemoryServer(clock_ms=lambda: START_MS).connect()
-    with suppress(SnapshotError):
-        manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", _digest(body)])
-        connection.write(
-            [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
-        )
-        rest = iter(map(_digest, chunks))
-        segments = [(name, [next(rest, b"") for _ in digests]) for name, digests in manifest.segments]
-        honest = Manifest(
-            snapshot_id=manifest.snapshot_id,
-            position=manifest.position,
-            taken_ms=manifest.taken_ms,
-            segments=segments,
-        )
-        load_snapshot(connection, Keys(), honest, SMALL)
+    connection.write(
+        [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
+    )
+    rest = iter(map(_digest, chunks))
+    segments = [(name, [next(rest, b"") for _ in digests]) for name, digests in manifest.segments]
+    return load_snapshot(connection, Keys(), replace(manifest, segments=segments), SMALL)
+
+
+def snapshot_input(ledger: Ledger) -> bytes:
+    """Return the snapshot of a ledger as an input."""
+    chunks = {name: pack_state({"value": part}) for name, part in snapshot.dump(ledger).items()}
+    manifest = Manifest(
+        snapshot_id=b"1-1",
+        position=Position(offset=b"7-1", entries=3),
+        taken_ms=9,
+        segments=[(name, [_digest(chunk)]) for name, chunk in chunks.items()],
+    )
+    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks.values())])
 
 
 def _asked_ledger() -> Ledger:
@@ -106,3 +118,9 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "snapshot": read_snapshot,
     "question": question,
 }
+
+
+def inputs_of(name: str) -> list[bytes]:
+    """Return what a target begins with: its corpus, and what depends on versions that change, made anew."""
+    made = [snapshot_input(ASKED), snapshot_input(Ledger(SMALL))] if name == "snapshot" else []
+    return [*corpus(name), *made]
