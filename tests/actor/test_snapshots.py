@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import logging
 import random
+from dataclasses import replace
 
 import pytest
 
 from tests.actor.conftest import Recorder, Script, Stage, nothing
 from token_actor.actor import snapshots
-from token_actor.actor.manifests import Chunk, Manifest, Position, digests_of, list_manifests, state_digest
+from token_actor.actor.manifests import Chunk, Manifest, Position, digest_of, digests_of, list_manifests, state_digest
 from token_actor.actor.recovery import recover, replay
 from token_actor.actor.snapshots import (
     SNAPSHOTS_KEPT,
@@ -112,14 +113,52 @@ class TestAManifest:
     def test_another_version_is_refused_by_number(self, version):
         body = pack({"v": version})
         with pytest.raises(SnapshotError, match=f"^the manifest 3-2 has version {version}, this program reads 2$"):
-            Manifest.read(b"3-2", [b"manifest", body, b"digest", snapshots._digest(body)])
+            Manifest.read(b"3-2", [b"manifest", body, b"digest", digest_of(body)])
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"v": None}, {"offset": None}, {"offset": "7-1"}, {"offset": b"x"}, {"entries": -1}, {"entries": 1.0},
+            {"taken_ms": None}, {"segments": None}, {"segments": [1]}, {"segments": [[1, []]]},
+            {"segments": [["a", 1]]},
+        ],
+        ids=repr,
+    )  # fmt: skip
+    def test_what_has_another_shape_is_refused(self, wrong):
+        body = {
+            "v": 2,
+            "offset": b"7-1",
+            "entries": 3,
+            "generation": 0,
+            "lost": 0,
+            "taken_ms": 9,
+            "writers": [],
+            "segments": [],
+        }
+        for broken in (pack({**body, **wrong}), pack({n: v for n, v in body.items() if n not in wrong})):
+            with pytest.raises(SnapshotError, match="^the manifest 3-2 "):
+                Manifest.read(b"3-2", [b"manifest", broken, b"digest", digest_of(broken)])
 
     def test_what_is_no_message_is_refused(self):
         with pytest.raises(SnapshotError, match="^the manifest 3-2 cannot be read"):
-            Manifest.read(b"3-2", [b"manifest", b"\xc1", b"digest", snapshots._digest(b"\xc1")])
+            Manifest.read(b"3-2", [b"manifest", b"\xc1", b"digest", digest_of(b"\xc1")])
 
 
 class TestTaking:
+    def test_a_state_that_is_whole_and_makes_no_sense_is_refused(self, stage):
+        stage.event(input_tokens=1)
+        manifest = take(stage)
+        chunk = snapshots.pack_state({"value": "nonsense"})
+        stage.connection.write([Put(key=stage.keys.chunk(b"1-1", n), value=chunk) for n in range(50)])
+        digests = [(name, [digest_of(chunk)]) for name, _ in manifest.segments]
+        with pytest.raises(SnapshotError, match="version 'nonsense'"):
+            load_snapshot(stage.connection, stage.keys, replace(manifest, segments=digests), None)
+        version = snapshots.pack_state({"value": 1})
+        stage.connection.write([Put(key=stage.keys.chunk(b"1-1", 0), value=version)])
+        only = replace(manifest, segments=[("version", [digest_of(version)])])
+        with pytest.raises(SnapshotError, match="^the snapshot 1-1 cannot be read: KeyError"):
+            load_snapshot(stage.connection, stage.keys, only, None)
+
     def test_a_snapshot_is_loaded_as_it_was_taken(self, stage):
         stage.batch(100, input_tokens=3, agent="a", message_id=None)
         stage.event(message_id="m", tags={"k": "v"}, session="s")

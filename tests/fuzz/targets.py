@@ -6,22 +6,23 @@ target is a function here and a line in ``TARGETS``, with a few inputs in ``corp
 
 from __future__ import annotations
 
-import struct
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from tests.fuzz.mutate import corpus, joined, parts_of
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
-from token_actor.actor.manifests import Manifest, digest_of
+from token_actor.actor.manifests import Chunk, Manifest, Position, digest_of
 from token_actor.actor.snapshots import load_snapshot
-from token_actor.core import snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
+from token_actor.core.snapshot import Capture
 from token_actor.errors import BadEntry, InvalidValue, SnapshotError
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Put
-from token_actor.wire.codec import pack_state
+from token_actor.wire.codec import pack_tree
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import Answer, Question
 from token_actor.wire.reads import decode_read
@@ -29,24 +30,8 @@ from token_actor.wire.reads import decode_read
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FIELDS: Final = (b"b", b"c", b"e", b"j", b"x")
-PARTS_MAX: Final = 32  # of one input
+FIELDS: Final = (b"b", b"c", b"e", b"j", b"x", b"t")
 SMALL: Final = Bounds(rows_max=64, producers_max=4, message_ids_max=32, recent_events_max=64)
-
-
-def parts_of(data: bytes) -> list[tuple[int, bytes]]:
-    """Return an input as (kind, bytes) pairs: a byte, a length of 4 bytes, and that many bytes, or what is left."""
-    parts: list[tuple[int, bytes]] = []
-    while data and len(parts) < PARTS_MAX:
-        kind, length = data[0], int.from_bytes(data[1:5], "big")
-        parts.append((kind, data[5 : 5 + length]))
-        data = data[5 + length :]
-    return parts
-
-
-def joined(parts: list[tuple[int, bytes]]) -> bytes:
-    """Return (kind, bytes) pairs as one input."""
-    return b"".join(struct.pack(">BI", kind, len(value)) + value for kind, value in parts)
 
 
 def decode(data: bytes) -> None:
@@ -68,28 +53,44 @@ def decode(data: bytes) -> None:
             reply.encode()
         entries = entries[folded.entries :]
     assert answer(ledger, "books", {}, 0)["differences"] == []
-    pack_state(snapshot.dump(ledger))
+    for segment in Capture(ledger).segments():
+        for tree in segment.make():
+            pack_tree(tree)
 
 
 def read_snapshot(data: bytes) -> None:
-    """Read a snapshot whose digests are right: the first part is the manifest, the others are its chunks."""
+    """Read a snapshot: a ledger, or a ``SnapshotError``."""
+    with suppress(SnapshotError):
+        snapshot_of(data)
+
+
+def snapshot_of(data: bytes) -> Ledger:
+    """Return the ledger of a snapshot whose digests are right: the first part is the manifest, the others chunks."""
     parts = [value for _, value in parts_of(data)]
     body, chunks = (parts[0], parts[1:]) if parts else (b"", [])
+    manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", digest_of(body)])
     connection = MemoryServer(clock_ms=lambda: START_MS).connect()
-    with suppress(SnapshotError):
-        manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", digest_of(body)])
-        connection.write(
-            [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
-        )
-        rest = iter(map(_digest, chunks))
-        segments = [(name, [next(rest, b"") for _ in digests]) for name, digests in manifest.segments]
-        honest = Manifest(
-            snapshot_id=manifest.snapshot_id,
-            position=manifest.position,
-            taken_ms=manifest.taken_ms,
-            segments=segments,
-        )
-        load_snapshot(connection, Keys(), honest, SMALL)
+    connection.write([Put(key=Keys().chunk(b"1-1", index), value=chunk) for index, chunk in enumerate(chunks)])
+    rest = iter([Chunk(b"1-1", index, digest_of(chunk)) for index, chunk in enumerate(chunks)])
+    segments = [(name, [next(rest, _NONE) for _ in named]) for name, named in manifest.segments]
+    return load_snapshot(connection, Keys(), replace(manifest, segments=segments), SMALL)
+
+
+_NONE: Final = Chunk(b"1-1", 99, b"")
+
+
+def snapshot_input(ledger: Ledger) -> bytes:
+    """Return the snapshot of a ledger as an input."""
+    chunks = {segment.name: b"".join(map(pack_tree, segment.make())) for segment in Capture(ledger).segments()}
+    manifest = Manifest(
+        snapshot_id=b"1-1",
+        position=Position(offset=b"7-1", entries=3),
+        taken_ms=9,
+        segments=[
+            (name, [Chunk(b"1-1", number, digest_of(chunk))]) for number, (name, chunk) in enumerate(chunks.items())
+        ],
+    )
+    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks.values())])
 
 
 def _asked_ledger() -> Ledger:
@@ -123,3 +124,9 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "snapshot": read_snapshot,
     "question": question,
 }
+
+
+def inputs_of(name: str) -> list[bytes]:
+    """Return what a target begins with: its corpus, and what depends on versions that change, made anew."""
+    made = [snapshot_input(ASKED), snapshot_input(Ledger(SMALL))] if name == "snapshot" else []
+    return [*corpus(name), *made]
