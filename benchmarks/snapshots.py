@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from token_actor.actor.snapshots import Position, SnapshotWriter, list_manifests, load_snapshot
+from token_actor.actor.manifests import Position, list_manifests
+from token_actor.actor.snapshots import SnapshotWriter, load_snapshot
 from token_actor.core.columns import Columns, Run
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.usage import series_key

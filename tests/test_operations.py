@@ -8,7 +8,8 @@ import pytest
 
 from tests.makers import columns, event
 from token_actor import TokenClient
-from token_actor.actor.snapshots import SnapshotWriter, list_manifests
+from token_actor.actor.manifests import list_manifests
+from token_actor.actor.snapshots import SnapshotWriter
 from token_actor.core.ledger import Ledger
 from token_actor.errors import InvalidValue, ServerRefused, SnapshotError
 from token_actor.operations import doctor, places, states, verify

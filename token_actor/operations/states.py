@@ -9,16 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from token_actor.actor.manifests import Manifest, Position, digests_of, list_manifests, state_digest
 from token_actor.actor.recovery import Recovered, replay
-from token_actor.actor.snapshots import (
-    Manifest,
-    Position,
-    digests_now,
-    digests_of,
-    list_manifests,
-    load_snapshot,
-    state_digest,
-)
+from token_actor.actor.snapshots import digests_now, load_snapshot
 from token_actor.core.ledger import Ledger
 from token_actor.errors import SnapshotError
 from token_actor.transport.ports import FIRST
