@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+PRODUCER_BYTES: Final = 16
 PRODUCERS_MAX: Final = 200_000  # processes remembered; the longest idle one is forgotten first
 RANGES_MAX: Final = 1024  # out-of-order ranges per producer; a client has at most a few batches under way
 MESSAGE_IDS_MAX: Final = 1_000_000
@@ -99,6 +100,10 @@ class ProducerMarks:
     def __len__(self) -> int:
         """Return how many (producer, epoch) are known."""
         return len(self._marks)
+
+    def mark(self, producer: bytes, epoch: int) -> ProducerMark:
+        """Return what has been seen of a producer; of one that is not known, nothing. Not to be changed."""
+        return self._marks.get((producer, epoch)) or ProducerMark()
 
     def see(self, producer: bytes, epoch: int, start: int, stop: int) -> list[Span]:
         """Mark a span of sequence numbers as seen; return the parts that were new."""
