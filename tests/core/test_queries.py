@@ -477,6 +477,6 @@ class TestAProducer:
     def test_a_name_that_is_none_is_refused(self, ledger, producer):
         assert refused_field(ledger, "producer", producer=producer, epochs=[0]) == "producer"
 
-    @pytest.mark.parametrize("epochs", [None, 0, "0", ["0"], [0.0], [True], {0: 0}])
+    @pytest.mark.parametrize("epochs", [None, 0, "x", ["0"], [0.0], [True], {0: 0}])
     def test_epochs_that_are_none_are_refused(self, ledger, epochs):
         assert refused_field(ledger, "producer", producer=PRODUCER, epochs=epochs) == "epochs"

@@ -124,7 +124,7 @@ def target_of(redis: str | None, namespace: str | None) -> Target:
 def open_client(redis: str | None, namespace: str | None, timeout_s: float) -> Iterator[TokenClient]:
     """Lend a client for one command."""
     target = target_of(redis, namespace)
-    with TokenClient(target.url, namespace=target.namespace, timeout_s=timeout_s) as client:
+    with TokenClient(target.url, namespace=target.namespace, timeout_s=timeout_s, spool_dir="") as client:
         yield client
 
 
