@@ -18,6 +18,7 @@ from token_actor.core.blocks import Oldest, Segment, Tree, numbered
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+PRODUCER_BYTES: Final = 16
 PRODUCERS_MAX: Final = 200_000  # processes remembered; the longest idle one is forgotten first
 RANGES_MAX: Final = 1024  # out-of-order ranges per producer; a client has at most a few batches under way
 _MARK_BITS: Final = 13  # 8192 marks are one segment of a snapshot
@@ -123,6 +124,10 @@ class ProducerMarks:
     def __len__(self) -> int:
         """Return how many (producer, epoch) are known."""
         return len(self._marks)
+
+    def mark(self, producer: bytes, epoch: int) -> ProducerMark:
+        """Return what has been seen of a producer; of one that is not known, nothing. Not to be changed."""
+        return self._marks.get((producer, epoch)) or ProducerMark()
 
     def see(self, producer: bytes, epoch: int, start: int, stop: int) -> list[Span]:
         """Mark a span of sequence numbers as seen; return the parts that were new."""
