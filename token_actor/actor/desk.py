@@ -14,7 +14,7 @@ from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.core.queries import answer
 from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused
 from token_actor.transport.ports import FIRST, Append, Expire, Operation, TrimBelow
-from token_actor.wire.entries import id_pair
+from token_actor.wire.entries import LAST_ID, id_pair
 from token_actor.wire.messages import ANSWER_FIELD, Answer, DeadLetter, Question
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Letters:
         self._connection = connection
         self._key = key
         self._kept: deque[DeadLetter] = deque(maxlen=DEAD_LENGTH_MAX)  # the stream holds no more either
+        self._refused = False
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -54,6 +55,10 @@ class Letters:
     def add(self, letters: Iterable[DeadLetter]) -> None:
         """Take letters in log order."""
         self._kept.extend(letters)
+
+    def forget(self) -> None:
+        """Let go of all: what they came from is folded anew."""
+        self._kept.clear()
 
     def drop_written(self) -> None:
         """Let go of those that a leader has written."""
@@ -70,13 +75,21 @@ class Letters:
             outcomes = leadership.write([self._append(letter) for letter in batch])
             for letter, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, ServerRefused) and "equal or smaller" not in str(outcome):
-                    extra = {"action": "write_refused", "problem": str(outcome), "id": letter.source.decode()}
-                    log.error("The server refused a dead letter; it is kept and written again", extra=extra)
+                    self._note_refusal(letter, outcome)
                     return
                 self._kept.popleft()  # written, now or by an earlier leader
+            self._refused = False
+
+    def _note_refusal(self, letter: DeadLetter, refusal: ServerRefused) -> None:
+        if not self._refused:
+            extra = {"action": "write_refused", "problem": str(refusal), "id": letter.source.decode()}
+            log.error("The server refused a dead letter; it is kept and written again", extra=extra)
+        self._refused = True
 
     def _append(self, letter: DeadLetter) -> Append:
-        return Append(key=self._key, fields=letter.fields(), entry_id=letter.source, length_max=DEAD_LENGTH_MAX)
+        # After the last id of all, the stream could take none of the log that follows.
+        entry_id = b"*" if letter.source == LAST_ID else letter.source
+        return Append(key=self._key, fields=letter.fields(), entry_id=entry_id, length_max=DEAD_LENGTH_MAX)
 
 
 class Desk:
@@ -97,7 +110,7 @@ class Desk:
         self._connection = connection
         self._keys = keys
         self._follower = follower
-        self._epoch = epoch
+        self.epoch = epoch
         self._clock = clock
         self._standing = standing
         self._asked = AskedQuestions()
@@ -135,12 +148,12 @@ class Desk:
             if standing is not None:
                 standing(question, result)
         except InvalidValue as problem:
-            return Answer(request_id=question.request_id, epoch=self._epoch, problem=problem)
+            return Answer(request_id=question.request_id, epoch=self.epoch, problem=problem)
         except Exception:  # a question changes nothing, so a fault of ours in one must not stop the others
             log.exception("A question failed", extra={"action": "question_failed", "kind": question.kind})
             fault = InvalidQuestion("kind", "could not be answered; the actor's log says why", reason="internal")
-            return Answer(request_id=question.request_id, epoch=self._epoch, problem=fault)
-        return Answer(request_id=question.request_id, epoch=self._epoch, result=result)
+            return Answer(request_id=question.request_id, epoch=self.epoch, problem=fault)
+        return Answer(request_id=question.request_id, epoch=self.epoch, result=result)
 
     def reply(self, client: str, reply: Answer) -> None:
         """Queue an answer for a client."""
@@ -153,7 +166,8 @@ class Desk:
         """Send what is queued. A refused answer is dropped: whoever waits for it asks again."""
         if not self._unsent:
             return
-        unsent, self._unsent = self._unsent, []
-        for outcome in self._connection.write(unsent):
+        outcomes = self._connection.write(self._unsent)
+        self._unsent = []  # not before: answers that were lost on the way are sent again
+        for outcome in outcomes:
             if isinstance(outcome, ServerRefused):
                 log.error("The server refused an answer", extra={"action": "write_refused", "problem": str(outcome)})

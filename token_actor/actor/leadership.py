@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from token_actor.errors import LeadershipLost, ServerRefused
+from token_actor.errors import LeadershipLost, ServerRefused, TransportError
 from token_actor.transport.ports import Connection, Delete, Expire, Increment, Outcome, Put
 from token_actor.wire.entries import id_pair
 
@@ -36,6 +36,7 @@ class Leadership:
         self._seen: tuple[bytes, int | None] | None = None  # the lease as it was last there, and when it runs out
         self._looked_ms: int | None = None
         self._silent_ms = 0
+        self._highest = 0  # of the epochs seen: the server may lose their counter
 
     @property
     def _value(self) -> bytes:
@@ -49,14 +50,28 @@ class Leadership:
         ``ticks_ms`` is the watcher's own clock, which never jumps. Does not wait.
         """
         held = self._connection.get(self._keys.leader)
-        if held is not None and held.endswith(b":" + self._holder.encode()):
-            return self._resume(held)  # ours, when the reply to an earlier attempt was lost
-        return self._is_free(held, ticks_ms) and self._claim(held)
+        epoch, _, holder = (held or b"").partition(b":")
+        if epoch.isdigit():
+            self._highest = max(self._highest, int(epoch))
+        try:
+            if epoch.isdigit() and holder == self._holder.encode():
+                return self._resume(held, int(epoch))  # ours, when the reply to an earlier attempt was lost
+            return self._is_free(held, ticks_ms) and self._claim(held)
+        except TransportError:
+            self.epoch = 0  # also when the lease may be ours: the next look tells
+            raise
 
-    def _resume(self, held: bytes) -> bool:
-        self.epoch = int(held.partition(b":")[0])
+    def _resume(self, held: bytes | None, epoch: int) -> bool:
+        if self._connection.get(self._keys.epoch) != b"%d" % epoch:
+            return self._claim(held)  # somebody may have led under a later epoch
+        self.epoch = epoch
         self._seen = None
         return self.renew()
+
+    def is_held(self) -> bool:
+        """Tell whether somebody holds the lease, as far as the server knows."""
+        held = self._connection.get(self._keys.leader)
+        return held is not None and not held.endswith(b":")
 
     def _is_free(self, held: bytes | None, ticks_ms: int) -> bool:
         """Tell whether the lease was given back, never held, or not renewed for as long as we watched."""
@@ -77,15 +92,11 @@ class Leadership:
     def _claim(self, held: bytes | None) -> bool:
         """Draw an epoch and write the lease under it, unless somebody was quicker."""
         self._draw_epoch()
-        try:
-            claimed = self._put(held)
-            while claimed and self._connection.get(self._keys.epoch) != b"%d" % self.epoch:
-                drawn = self._value
-                self._draw_epoch()  # held up meanwhile: somebody may have led under a later epoch
-                claimed = self._put(drawn)
-        except ServerRefused:
-            self.epoch = 0
-            raise
+        claimed = self._put(held)
+        while claimed and self._connection.get(self._keys.epoch) != b"%d" % self.epoch:
+            drawn = self._value
+            self._draw_epoch()  # held up meanwhile: somebody may have led under a later epoch
+            claimed = self._put(drawn)
         if not claimed:
             self.epoch = 0
             return False
@@ -97,11 +108,11 @@ class Leadership:
         (drawn,) = _done(self._connection.write([Increment(key=self._keys.epoch)]))
         assert isinstance(drawn, int), "a counter counts"
         snapshots = self._connection.stream_state(self._keys.snapshots)
-        least = 1 if snapshots is None else id_pair(snapshots.last_id)[0] + 1
+        least = 1 + max(self._highest, 0 if snapshots is None else id_pair(snapshots.last_id)[0])
         if drawn < least:
             drawn = least
             _done(self._connection.write([Put(key=self._keys.epoch, value=b"%d" % drawn)]))
-        self.epoch = drawn
+        self.epoch = self._highest = drawn
 
     def _put(self, held: bytes | None) -> bool:
         lease = Put(key=self._keys.leader, value=self._value, ttl_ms=self._lease_ms)

@@ -18,7 +18,7 @@ from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
 from token_actor.actor.timekeeping import Timekeeper
-from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable
+from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
 from token_actor.transport.ports import FIRST, Append, Delete
 from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
 from token_actor.wire.entries import LAST_ID, id_pair, log_ms_of
@@ -33,8 +33,8 @@ _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the firs
 _RENEWALS_PER_LEASE: Final = 4
 _LOOKS_PER_LEASE: Final = 20
 # What passes, or what somebody has to mend on the server: it is full, its disk is, its replicas are away, it is a
-# replica, or a key of ours holds something else.
-_PASSING: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", "READONLY", "WRONGTYPE", "EXECABORT"})
+# replica, it runs somebody's script, or a key of ours holds something else.
+_PASSING: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", "READONLY", "BUSY", "WRONGTYPE", "EXECABORT"})
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Actor:
         self._standing_by = False
         self._newest_snapshot: bytes | None = None
         self._troubled = False
+        self._awaits_snapshot = False
 
     def run(self) -> None:
         """Serve until asked to stop, through every loss of connection and of the lease.
@@ -86,22 +87,27 @@ class Actor:
 
     def step(self) -> None:
         """Do one piece of work: a turn of a leader, or of one who stands by. Waits a little for the log."""
-        if self._leadership.epoch:
+        if not self._leadership.epoch:
+            self._stand_by()
+        elif self._desk.epoch == self._leadership.epoch:
             self._lead()
         else:
-            self._stand_by()
+            self._take_over()
 
     def _note_trouble(self, error: ServerUnavailable | ServerRefused | None) -> None:
         """Log that the server cannot be worked with, once, and that it can again. Raises what will not pass."""
+        if error is None:
+            if self._troubled:
+                log.warning("The server can be used again", extra={"action": "server_back"})
+            self._troubled = False
+            return
         if isinstance(error, ServerRefused) and error.code not in _PASSING:
             raise error
         self._due_ms = 0
-        if error is not None and not self._troubled:
+        if not self._troubled:
             action = "server_away" if isinstance(error, ServerUnavailable) else "server_refuses"
             log.warning("The server cannot be used", extra={"action": action, "problem": str(error)})
-        elif error is None and self._troubled:
-            log.warning("The server can be used again", extra={"action": "server_back"})
-        self._troubled = error is not None
+        self._troubled = True
 
     def _is_due(self, times_per_lease: int) -> bool:
         """Tell whether it is time again for what is done so many times per lease."""
@@ -115,11 +121,11 @@ class Actor:
 
     def _stand_by(self) -> None:
         """Follow the log, and lead when nobody does."""
-        if not self._follower.recovered:
-            self._recover()
-        else:
+        if self._follower.recovered:
             self._fold_standing_by()
-        if self._is_due(_LOOKS_PER_LEASE):
+        else:
+            self._recover()
+        if self._follower.recovered and self._is_due(_LOOKS_PER_LEASE):
             if self._leadership.contend(self._clock.ticks_ms()):
                 self._take_over()
                 return
@@ -133,10 +139,27 @@ class Actor:
         check_partitions(self._connection, self._keys, self._settings.partitions)
         manifest = newest_manifest(self._connection, self._keys)
         self._newest_snapshot = None if manifest is None else manifest.snapshot_id
-        for folded in self._follower.recover():
+        self._letters.forget()
+        try:
+            recovered = self._follower.recover()
+        except SnapshotError as error:
+            self._await_snapshot(error)
+            return
+        self._awaits_snapshot = False
+        for folded in recovered:
             self._letters.add(folded.dead)
         log.info("Recovered", extra={"action": "recovered", "offset": self._follower.position.offset.decode()})
         self._due_ms = 0
+
+    def _await_snapshot(self, error: SnapshotError) -> None:
+        """Wait for the leader to save what it has and the log has not. Raises ``error`` when nobody leads."""
+        if not self._leadership.is_held():
+            raise error
+        if not self._awaits_snapshot:
+            extra = {"action": "snapshot_awaited", "problem": str(error)}
+            log.warning("The leader has to take a snapshot before this process can stand by", extra=extra)
+        self._awaits_snapshot = True
+        self._clock.wait(_RETRY_MS[1] / 1000)
 
     def _fold_standing_by(self) -> None:
         """Read and fold; waits for as long as a leader may need to give the lease back."""
@@ -149,32 +172,32 @@ class Actor:
         manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
         if manifest is not None:
             self._newest_snapshot = manifest.snapshot_id
-            if manifest.position.generation > self._follower.position.generation:
+            if manifest.position.generation != self._follower.position.generation:
                 self._follower.forget()
                 return
         if self._follower.find_break() is not None:
             self._follower.forget()
 
     def _take_over(self) -> None:
-        """Begin to lead, with the state that was followed so far."""
-        self._standing_by = False
-        self._hears_questions = True
-        log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
+        """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
+        if not self._leadership.renew():
+            raise LeadershipLost("the lease is somebody else's")
         stream = self._connection.stream_state(self._keys.log)
         self._answers_from = FIRST if stream is None else stream.last_id
-        self._letters.drop_written()
-        self._desk = self._new_desk()
         self._timekeeper = Timekeeper(self._clock)
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
             self._begin_generation()
+        self._standing_by = False
+        self._due_ms = 0
+        self._desk = self._new_desk()
+        log.info("Leading", extra={"action": "leading", "epoch": self._leadership.epoch})
 
     def _begin_generation(self) -> None:
         """Count the log as a new one, so that clients send again what it may lack; save what was counted."""
         position = self._follower.position
-        first = position.generation == 0 and not self._follower.replaced
         self._follower.position = replace(position, generation=max(position.generation + 1, self._clock.now_ms()))
-        if not first:
+        if self._follower.replaced:
             self._saving.forget()
 
     # --- leading -------------------------------------------------------------------------------
@@ -191,7 +214,6 @@ class Actor:
         """Renew the lease, and see whether the log is still the one we read."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
-        self._hears_questions = True
         self._look_after_questions()
         found = self._follower.find_break()
         if found is not None and found.replaced:
@@ -200,22 +222,40 @@ class Actor:
             self._answers_from = FIRST
             self._begin_generation()
         elif found is not None:
-            self._follower.accept_loss(found.lost)
+            self._follower.accept_loss(found)
+            self._saving.hurry()  # until it is saved, nobody else can go on from here
             log.error(
                 "Entries of the log were removed before they could be counted",
                 extra={"action": "log_trimmed", "lost": found.lost},
             )
         if self._follower.position.offset == LAST_ID and self._saving.saved_all:
             self._leadership.write([Delete(keys=[self._keys.log])])  # nothing can be appended after that id
+            self._follower.begin_anew()
+            self._answers_from = FIRST
+            self._begin_generation()
 
     def _look_after_questions(self) -> None:
         """Let go of the questions that were taken; begin anew when the server has lost their stream."""
-        if self._desk.offset != FIRST:
-            stream = self._connection.stream_state(self._keys.ask)
-            if stream is None or id_pair(stream.last_id) < id_pair(self._desk.offset):
-                self._desk.offset = FIRST
-            else:
-                self._leadership.write([self._desk.trim()])
+        self._hears_questions = True
+        try:
+            stream = None if self._desk.offset == FIRST else self._connection.stream_state(self._keys.ask)
+        except ServerRefused as refused:
+            self._stop_hearing(refused)
+            return
+        if stream is None or id_pair(stream.last_id) < id_pair(self._desk.offset):
+            self._desk.offset = FIRST
+        elif stream.last_id == LAST_ID and self._desk.offset == LAST_ID:
+            self._leadership.write([Delete(keys=[self._keys.ask])])  # nothing can be asked after that id
+            self._desk.offset = FIRST
+        else:
+            self._leadership.write([self._desk.trim()])
+
+    def _stop_hearing(self, refused: ServerRefused) -> None:
+        """Leave questions alone until the next look, because their key holds something else; the log goes on."""
+        if refused.code != "WRONGTYPE":
+            raise refused
+        self._hears_questions = False
+        log.warning("Questions cannot be read", extra={"action": "server_refuses", "problem": str(refused)})
 
     def _turn(self, block_ms: int | None) -> None:
         """Read, fold, answer, write."""
@@ -223,10 +263,9 @@ class Actor:
         try:
             read = self._follower.read(questions, block_ms=block_ms)
         except ServerRefused as refused:
-            if not questions or refused.code != "WRONGTYPE":
+            if not questions:
                 raise
-            self._hears_questions = False  # until the next look; the log goes on if it is not the one
-            log.warning("Questions cannot be read", extra={"action": "server_refuses", "problem": str(refused)})
+            self._stop_hearing(refused)  # if it is the log that cannot be read, the next turn says so
             return
         if entries := read.get(self._keys.log):
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
@@ -303,7 +342,11 @@ class Actor:
         if not self._leadership.epoch:
             return
         try:
-            self._turn(None)
+            if self._desk.epoch == self._leadership.epoch:
+                until_ms = self._clock.ticks_ms() + self._settings.lease_ms // _RENEWALS_PER_LEASE
+                self._turn(None)
+                while self._desk.busy and self._clock.ticks_ms() < until_ms:
+                    self._turn(None)
             self._leadership.release()
         except (ServerUnavailable, ServerRefused, LeadershipLost) as error:
             log.warning("Stopped without a word to the next", extra={"action": "stopped", "problem": str(error)})

@@ -10,13 +10,14 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from token_actor.actor.continuity import entries_from, find_break
+from token_actor.actor.continuity import Break, entries_from, find_break
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.manifests import Manifest, Position, list_manifests
 from token_actor.actor.snapshots import load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.errors import ServerRefused, SetupError, SnapshotError
 from token_actor.transport.ports import FIRST, Connection, PutField
+from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,13 @@ def _without_gap(connection: Connection, keys: Keys, position: Position, accept_
             "--accept-data-loss."
         )
     log.error(lost, extra={"action": "log_trimmed", "lost": found.lost})
-    return replace(position, entries=position.entries + found.lost, lost=position.lost + found.lost)
+    return without(position, found)
+
+
+def without(position: Position, loss: Break) -> Position:
+    """Return the position to go on from after entries that were removed before they were counted."""
+    offset = max(position.offset, loss.offset, key=id_pair)
+    return replace(position, offset=offset, entries=position.entries + loss.lost, lost=position.lost + loss.lost)
 
 
 def check_partitions(connection: Connection, keys: Keys, partitions: int) -> None:

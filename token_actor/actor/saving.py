@@ -58,10 +58,14 @@ class Saving:
 
     def forget(self) -> None:
         """Take a snapshot at once: what the server holds of earlier ones does not fit its log any more."""
+        self.hurry()
+        self.position = NOWHERE
+
+    def hurry(self) -> None:
+        """Take a snapshot at once."""
         self._steps = None
         self._writer.forget()
         self._due_ms = self._clock.ticks_ms()
-        self.position = NOWHERE
 
     @property
     def durable(self) -> Mapping[ProducerKey, int]:

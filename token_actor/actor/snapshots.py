@@ -153,7 +153,8 @@ def drop_old(connection: Connection, keys: Keys, *, fenced: Fenced) -> Iterator[
         _must(fenced([DeleteEntries(key=keys.snapshots, entry_ids=[old.snapshot_id])]))
     if len(manifests) >= SNAPSHOTS_KEPT:
         oldest = manifests[SNAPSHOTS_KEPT - 1]
-        _must(fenced([TrimBelow(key=keys.log, entry_id=oldest.position.offset)]))
+        if oldest.position.generation == manifests[0].position.generation:  # else it is an offset of another log
+            _must(fenced([TrimBelow(key=keys.log, entry_id=oldest.position.offset)]))
     yield
 
 
