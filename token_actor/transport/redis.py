@@ -148,6 +148,11 @@ class RedisConnection:
         """See ``ports.Reader``."""
         return cast("bytes | None", self._ask((b"GET", key)))
 
+    def expires_at_ms(self, key: bytes) -> int | None:
+        """See ``ports.Reader``."""
+        at_ms = cast("int", self._ask((b"PEXPIRETIME", key)))
+        return at_ms if at_ms >= 0 else None
+
     def get_fields(self, key: bytes) -> dict[bytes, bytes]:
         """See ``ports.Reader``."""
         return _pairs(self._ask((b"HGETALL", key)))
@@ -178,6 +183,24 @@ class RedisConnection:
             return []
         with self._conversation(*map(_command, operations)):
             return [self._reply() for _ in operations]
+
+    def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
+        """See ``ports.Writer``: optimistic, so it costs two round trips and never waits for anybody."""
+        with self._conversation((b"WATCH", guard), (b"GET", guard)):
+            watching, held = self._reply(), self._reply()
+        if isinstance(watching, ServerRefused):
+            raise watching
+        if isinstance(held, ServerRefused) or held != holds or not operations:
+            self._ask((b"UNWATCH",))
+            if isinstance(held, ServerRefused):
+                raise held
+            return None if held != holds else []
+        with self._conversation((b"MULTI",), *map(_command, operations), (b"EXEC",)):
+            queued = [self._reply() for _ in range(1 + len(operations))][1:]
+            done = self._reply()
+        if isinstance(done, ServerRefused):
+            return [outcome if isinstance(outcome, ServerRefused) else done for outcome in queued]
+        return None if done is None else [self._refusal(each) for each in done]
 
     def exchange(self, append: Append, *, inbox: bytes, after: bytes, block_ms: int) -> tuple[bytes, list[Entry]]:
         """See ``ports.Exchanger``."""
@@ -244,6 +267,10 @@ class RedisConnection:
             raise refusal
         self._moved = self._moved or refusal.code in MOVED_CODES
         return refusal
+
+    def _refusal(self, outcome: Reply) -> Outcome:
+        """Return an outcome of a transaction; hiredis puts errors into its list as they are."""
+        return cast("ServerRefused", self._border_error(outcome)) if isinstance(outcome, Exception) else outcome
 
     def _border_error(self, error: Exception) -> TransportError:
         """Translate an exception of redis-py or of the socket under it."""
