@@ -1,4 +1,4 @@
-"""Run scenarios and print one table: ``python -m tests.fault --short|--long [--minutes N] [--scenario NAME] [--seed S]``."""
+"""Run scenarios and print one table: ``python -m tests.fault [--long] [--minutes N] [--scenario NAME] [--seed S]``."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main(spec: Mapping[str, Any]) -> int:
-    """Serve until SIGTERM. ``spec``: ``url``, ``namespace``, ``settings`` of ActorSettings, ``bounds``, ``failpoint``."""
+    """Serve until SIGTERM. ``spec``: ``url``, ``namespace``, ``settings``, ``bounds``, ``failpoint``."""
     start_logging(as_json=True)
     with planted(os.environ.get(ENVIRONMENT)), stop_requests(supervised=False) as requests:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # a request that came early is taken now

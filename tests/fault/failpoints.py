@@ -50,7 +50,7 @@ class FailingConnector:
 
     def connect(self) -> Connection:
         """Return a connection with the failpoint in it."""
-        return _FailingConnection(self._connector.connect(), self)  # type: ignore[return-value] # delegates the rest
+        return _FailingConnection(self._connector.connect(), self)
 
 
 class _FailingConnection:
@@ -73,15 +73,15 @@ class _FailingConnection:
         self._owner.failpoint.reach()
         return outcomes + self._connection.write(operations[cut:])  # a paused process goes on here
 
-    def write_if(self, guard: bytes, holds: bytes, operations: Sequence[Operation]) -> list[Outcome] | None:
+    def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
         """Write all or nothing as asked, with the failpoint before or after it."""
         place = self._place(operations)
         if place is not None and self._owner.failpoint.when == "before":
             self._owner.failpoint.reach()
-        outcomes = self._connection.write_if(guard, holds, operations)  # type: ignore[attr-defined]
+        outcomes = self._connection.write_if(guard, holds, operations)
         if place is not None and self._owner.failpoint.when == "after":
             self._owner.failpoint.reach()
-        return outcomes  # type: ignore[no-any-return]
+        return outcomes
 
     def _place(self, operations: Sequence[Operation]) -> int | None:
         for place, operation in enumerate(operations):

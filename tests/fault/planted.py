@@ -53,7 +53,6 @@ def _trim_too_early(stack: ExitStack) -> None:
 def _offset_before_state(stack: ExitStack) -> None:
     """A snapshot says it goes up to where the log ends, and holds the state of before the last read."""
     from token_actor.actor import recovery
-    from token_actor.actor.snapshots import Position
 
     original = recovery.recover
 
@@ -66,13 +65,12 @@ def _offset_before_state(stack: ExitStack) -> None:
                 recovered.position = replace(recovered.position, offset=following[-1][0], entries=entries)
         return recovered
 
-    assert Position
     stack.enter_context(patch("token_actor.actor.loop.recover", recover))
 
 
 def _unfenced_manifest(stack: ExitStack) -> None:
     """A manifest takes the next id there is, whoever leads meanwhile."""
-    from token_actor.actor import snapshots
+    from token_actor.transport.ports import Append
     from token_actor.transport.redis import RedisConnection
 
     original = RedisConnection.write
@@ -80,7 +78,7 @@ def _unfenced_manifest(stack: ExitStack) -> None:
     def write(self: Any, operations: Any) -> Any:
         loosened = [
             replace(operation, entry_id=b"*")
-            if isinstance(operation, snapshots.Append) and operation.key.endswith(b":snapshots")
+            if isinstance(operation, Append) and operation.key.endswith(b":snapshots")
             else operation
             for operation in operations
         ]
@@ -117,19 +115,18 @@ def _snapshot_without_dedupe_state(stack: ExitStack) -> None:
 
 def _seq_reset_at_restart(stack: ExitStack) -> None:
     """A producer that starts again numbers from 0 under its old name."""
-    from token_actor.client import sender
 
     class _Same:
         bytes = b"producer-0123456"
 
-    stack.enter_context(patch.object(sender.uuid, "uuid4", lambda: _Same))
+    stack.enter_context(patch("token_actor.client.sender.uuid.uuid4", lambda: _Same))
 
 
 def _float_tokens(stack: ExitStack) -> None:
     """Tokens are added up as floats of a width that people take for enough."""
     from token_actor.core import ledger
 
-    original = ledger.Ledger._count  # type: ignore[attr-defined]
+    original = ledger.Ledger._count
 
     def count(self: Any, *arguments: Any) -> Any:
         result = original(self, *arguments)

@@ -67,6 +67,7 @@ class Producer:
             self._record(event, int(truth.at_ms[event]))
 
     def _record(self, event: int, at_ms: int) -> None:
+        dimensions: Any = names(self._number, event)
         tokens = numbers(self._number, event)
         message_id = f"{agent_of(self._number)}/{event}" if self._message_ids else None
         while True:
@@ -76,7 +77,7 @@ class Producer:
                     reasoning_tokens=tokens.reasoning_tokens,
                     timestamp=at_ms / 1000,
                     message_id=message_id,
-                    **names(self._number, event),
+                    **dimensions,
                 )
             except BufferFull:
                 self._flush(FLUSH_S)
