@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import ExitStack
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.fault.cast import Child, ForkServer, NotSeenError, Server, until
+from tests.fault.link import Link
 from tests.fault.planted import ENVIRONMENT
 from tests.fault.truth import Truth
 from token_actor.errors import ActorUnavailable, TransportError
@@ -49,6 +51,7 @@ class Stage:
         self._planted = planted
         self._env = {ENVIRONMENT: planted} if planted else {}
         self._servers: list[Server] = []
+        self._links = ExitStack()
         self._client: TokenClient | None = None
         self._connection: Connection | None = None
         self._specs: dict[int, dict[str, Any]] = {}
@@ -64,6 +67,7 @@ class Stage:
             if child.alive:
                 child.resume()
                 child.kill()
+        self._links.close()
 
     # --- the server --------------------------------------------------------------------------------
 
@@ -79,6 +83,10 @@ class Stage:
         server = Server(self._forks, self.directory / name, **options)
         self._servers.append(server)
         return server
+
+    def link(self, server: Server) -> Link:
+        """Return a new link to a server; it lasts as long as the stage."""
+        return self._links.enter_context(Link(server.port, seed=self.random.randrange(2**32)))
 
     @property
     def client(self) -> TokenClient:
@@ -201,6 +209,7 @@ class Stage:
         """Wait until an actor has counted the whole log; start one if none runs."""
         if not any(actor.alive for actor in self.actors):
             self.start_actor()
+        self.forget_connections()
         self.await_serving(noted=False)
         state = self.connection.stream_state(self.keys.log)
         if state is not None:

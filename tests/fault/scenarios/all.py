@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.fault.scenarios import crashes
+from tests.fault.scenarios import crashes, network, server
 
 if TYPE_CHECKING:
     from tests.fault.scenario import Scenario
 
-SCENARIOS: Final[dict[str, Scenario]] = {
-    scenario.name: scenario for family in (crashes,) for scenario in family.SCENARIOS
-}
+_FAMILIES: Final = (crashes, network, server)
+
+SCENARIOS: Final[dict[str, Scenario]] = {each.name: each for family in _FAMILIES for each in family.SCENARIOS}
