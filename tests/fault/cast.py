@@ -15,11 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import redis
+
 from token_actor.embedded import HOST, PORT_FIRST, PORT_LAST, _binary
 from token_actor.transport.redis import RedisConnector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from token_actor.transport.redis import RedisConnection
 
@@ -258,10 +260,13 @@ class Server:
         """Return a connection to it for the test itself."""
         return RedisConnector(self.url, connect_timeout_s=2.0).connect()
 
+    def keys_like(self, pattern: bytes) -> Iterator[bytes]:
+        """Yield the keys that there are of a pattern."""
+        with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw:
+            yield from raw.scan_iter(match=pattern, count=1_000)
+
     def command(self, *words: str | bytes) -> Any:
         """Send one command and return its reply, however the product would use it."""
-        import redis
-
         with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw:
             return raw.execute_command(*words)
 

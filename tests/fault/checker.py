@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tests.fault.truth import SUMMED, Sums, agent_of, block_sums, events_of_block, numbers
-from token_actor.actor.snapshots import list_manifests
 from token_actor.operations.verify import verify
 from token_actor.wire.entries import id_pair
 
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from token_actor.client.questions import Questions
 
 SHOWN: Final = 8  # examples in one line of a report
+DESCRIPTORS_MAX: Final = 32  # an actor has one connection, its log and what Python opens
+RSS_BYTES_MAX: Final = 1 << 30  # a full ring of recent events takes a few hundred MiB
+CHUNKS_MAX: Final = 400  # three snapshots and one under way, of few chunks each at this size
 _UNREADABLE: Final = "cannot be told apart: the recent events are gone"
 
 
@@ -44,9 +46,8 @@ class Verdict:
         self.violations.append(f"{invariant}: {detail}")
 
 
-def check_counts(client: Questions, truths: Sequence[Truth]) -> Verdict:
+def check_counts(client: Questions, truths: Sequence[Truth], verdict: Verdict) -> None:
     """Compare every event: I1 to I4."""
-    verdict = Verdict()
     answered = _blocks(client)
     sums = Sums()
     for truth in truths:
@@ -67,7 +68,6 @@ def check_counts(client: Questions, truths: Sequence[Truth]) -> Verdict:
     for place, found in answered.items():
         verdict.note("I3", f"{found['requests']} events of {place} were invented")
     _compare_sums(client, sums, verdict)
-    return verdict
 
 
 def _blocks(client: Questions) -> dict[tuple[str | None, str | None], dict[str, int]]:
@@ -153,6 +153,10 @@ def check_state(stage: Stage, verdict: Verdict) -> None:
     status = stage.client.status()
     if status["dead"]:
         verdict.note("I3", f"good entries became dead letters: {status['dead']}")
+    if status["missing"] and not verdict.lost:
+        verdict.note("I2", f"{status['missing']} events are said to be missing, and none is")
+    if verdict.lost and not status["missing"]:
+        verdict.note("I1", "and the actor does not know of it: nothing is missing, it says")
     check_manifests(stage, verdict)
     for verification in verify(stage.client, stage.connection, stage.keys.namespace):
         if not verification.balanced:
@@ -161,17 +165,41 @@ def check_state(stage: Stage, verdict: Verdict) -> None:
 
 
 def check_manifests(stage: Stage, verdict: Verdict) -> None:
-    """Check that the snapshots there are were written in the order of epochs, and that a later one is never of less."""
-    (top,) = [int(stage.connection.get(stage.keys.epoch) or 0)]
-    manifests = list_manifests(stage.connection, stage.keys)[::-1]
-    for manifest in manifests:
-        if id_pair(manifest.snapshot_id)[0] > top:
-            verdict.note(
-                "I7", f"snapshot {manifest.snapshot_id!r} has an epoch that nobody was given; the last was {top}"
-            )
-    for older, newer in pairwise(manifests):
-        if id_pair(newer.position.offset) < id_pair(older.position.offset):
-            verdict.note("I7", f"snapshot {newer.snapshot_id!r} ends before {older.snapshot_id!r}, which it follows")
+    """Check that the snapshots seen were written in the order of epochs, and that a later one is never of less."""
+    stage.note_manifests()
+    top = int(stage.connection.get(stage.keys.epoch) or 0)
+    seen = sorted(stage.manifests.items(), key=lambda item: id_pair(item[0]))
+    for snapshot_id, _ in seen:
+        if id_pair(snapshot_id)[0] > top:
+            verdict.note("I7", f"snapshot {snapshot_id!r} has an epoch that nobody was given; the last was {top}")
+    for (older, older_end), (newer, newer_end) in pairwise(seen):
+        if id_pair(newer_end) < id_pair(older_end):
+            verdict.note("I7", f"snapshot {newer!r} ends before {older!r}, which it follows")
+
+
+def check_bounds(stage: Stage, verdict: Verdict) -> None:
+    """Check that nothing grows without bound: I10. To be called while everything still runs."""
+    for actor in stage.actors:
+        if actor.alive:
+            if (open_files := actor.descriptors()) > DESCRIPTORS_MAX:
+                verdict.note("I10", f"an actor has {open_files} descriptors open")
+            if (memory := actor.rss_bytes()) > RSS_BYTES_MAX:
+                verdict.note("I10", f"an actor takes {memory >> 20} MiB of memory")
+    chunks = sum(1 for _ in stage.server.keys_like(stage.keys.chunk(b"", 0).partition(b":chunk")[0] + b":chunk:*"))
+    if chunks > CHUNKS_MAX:
+        verdict.note("I10", f"there are {chunks} chunks of snapshots on the server")
+
+
+def check_said(stage: Stage, actions: frozenset[str], verdict: Verdict) -> None:
+    """Check that somebody logged each of the actions expected, and that nothing of ours broke: I11."""
+    said = [line for child in (*stage.actors, *stage.producers.values()) for line in child.said()]
+    logged = {action for child in (*stage.actors, *stage.producers.values()) for action in child.actions()}
+    for missing in sorted(actions - logged):
+        verdict.note("I11", f"nobody logged {missing!r}")
+    for line in said:
+        if line.startswith("Traceback"):
+            verdict.note("I11", f"an unforeseen error: {said[-1]}")
+            break
 
 
 def check_recovery(recovery_ms: Iterable[float], bound_ms: float, verdict: Verdict) -> None:

@@ -6,9 +6,11 @@ where a change of a few lines would put it; what it breaks is said by the scenar
 
 from __future__ import annotations
 
+import os
 import uuid
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ENVIRONMENT: Final = "TOKEN_ACTOR_TESTS_PLANTED"
+PRODUCER: Final = "TOKEN_ACTOR_TESTS_PRODUCER"  # its number, for a bug that needs to know who it is
 
 
 @contextmanager
@@ -69,22 +72,29 @@ def _offset_before_state(stack: ExitStack) -> None:
 
 
 def _unfenced_manifest(stack: ExitStack) -> None:
-    """A manifest takes the next id there is, whoever leads meanwhile."""
+    """A manifest that is refused takes the next id there is, whoever leads meanwhile."""
+    from token_actor.errors import ServerRefused
     from token_actor.transport.ports import Append
     from token_actor.transport.redis import RedisConnection
 
     original = RedisConnection.write
 
     def write(self: Any, operations: Any) -> Any:
-        loosened = [
-            replace(operation, entry_id=b"*")
-            if isinstance(operation, Append) and operation.key.endswith(b":snapshots")
-            else operation
-            for operation in operations
-        ]
-        return original(self, loosened)
+        outcomes = original(self, operations)
+        for place, operation in enumerate(operations):
+            refused = isinstance(outcomes[place], ServerRefused)
+            if refused and isinstance(operation, Append) and operation.key.endswith(b":snapshots"):
+                ((top, _),) = self.range(operation.key, count=1, newest_first=True)
+                epoch, _, number = top.partition(b"-")
+                following = replace(operation, entry_id=b"%b-%d" % (epoch, int(number) + 1))
+                (outcomes[place],) = original(self, [following])
+        return outcomes
+
+    def write_if(self: Any, guard: bytes, holds: bytes, operations: Any) -> Any:
+        return self.write(operations)
 
     stack.enter_context(patch.object(RedisConnection, "write", write))
+    stack.enter_context(patch.object(RedisConnection, "write_if", write_if))
 
 
 def _retry_with_a_new_id(stack: ExitStack) -> None:
@@ -115,11 +125,8 @@ def _snapshot_without_dedupe_state(stack: ExitStack) -> None:
 
 def _seq_reset_at_restart(stack: ExitStack) -> None:
     """A producer that starts again numbers from 0 under its old name."""
-
-    class _Same:
-        bytes = b"producer-0123456"
-
-    stack.enter_context(patch("token_actor.client.sender.uuid.uuid4", lambda: _Same))
+    number = int(os.environ.get(PRODUCER, "0"))
+    stack.enter_context(patch("token_actor.client.sender.uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(int=number))))
 
 
 def _float_tokens(stack: ExitStack) -> None:
@@ -155,10 +162,29 @@ def _destructive_read(stack: ExitStack) -> None:
     stack.enter_context(patch.object(RedisConnection, "read", read))
 
 
+def _ttl_only_lease(stack: ExitStack) -> None:
+    """Who holds the key leads; epochs do not grow, and nobody looks whose key it is when he renews it."""
+    from token_actor.actor.leadership import Leadership
+    from token_actor.transport.ports import Put
+
+    def put(self: Any, lease_ms: int, *, only_if_absent: bool) -> bool:
+        self.epoch = 1
+        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=lease_ms, only_if_absent=only_if_absent)
+        return bool(self._connection.write([lease]) != [None])
+
+    stack.enter_context(
+        patch.object(Leadership, "acquire", lambda self, lease_ms: put(self, lease_ms, only_if_absent=True))
+    )
+    stack.enter_context(
+        patch.object(Leadership, "renew", lambda self, lease_ms: put(self, lease_ms, only_if_absent=False))
+    )
+
+
 BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "dedupe off": _dedupe_off,
     "trim too early": _trim_too_early,
     "offset saved before state": _offset_before_state,
+    "TTL-only lease": _ttl_only_lease,
     "unfenced manifest": _unfenced_manifest,
     "retry with a new id": _retry_with_a_new_id,
     "snapshot without dedupe state": _snapshot_without_dedupe_state,

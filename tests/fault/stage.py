@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.fault.cast import Child, ForkServer, NotSeenError, Server, until
 from tests.fault.link import Link
-from tests.fault.planted import ENVIRONMENT
+from tests.fault.planted import ENVIRONMENT, PRODUCER
 from tests.fault.truth import Truth
+from token_actor.actor.snapshots import list_manifests
 from token_actor.errors import ActorUnavailable, TransportError
 from token_actor.service import TokenClient
 from token_actor.wire.keys import Keys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection
 
 NAMESPACE: Final = "fault"
+ASKING_S: Final = 2.0  # then it is looked whether there is anybody left to answer
 SERVING_MS_MAX: Final = 10_000  # I9, unless a scenario says otherwise
 # Small, so that everything that an actor does from time to time happens between two faults.
 ACTOR_SETTINGS: Final = {
@@ -46,6 +48,8 @@ class Stage:
         self.recovery_ms: list[float] = []
         self.faults = 0
         self.notes: list[str] = []
+        self.manifests: dict[bytes, bytes] = {}  # snapshot id: the offset it goes up to
+        self._led: list[tuple[str, int]] = []
         self.broken: list[str] = []  # what a scenario itself saw that must not be
         self._forks = forks
         self._planted = planted
@@ -139,24 +143,35 @@ class Stage:
         self.actors.append(actor)
         return actor
 
-    def epoch(self) -> int:
-        """Return the epoch of whoever answers. Raises ``ActorUnavailable`` when nobody does in time."""
-        return int(self.client.status()["epoch"])
-
-    def await_serving(self, *, after_epoch: int = 0, since: float | None = None, noted: bool = True) -> int:
-        """Wait until an actor of a later epoch answers; return its epoch, and note how long that took."""
+    def await_serving(self, *, after: str | None = None, since: float | None = None, noted: bool = True) -> str:
+        """Wait until somebody else than ``after`` answers; return who, and note how long that took."""
         since = time.monotonic() if since is None else since
         while True:
             if time.monotonic() - since > 6 * SERVING_MS_MAX / 1000:
-                raise NotSeenError(f"nobody serves after epoch {after_epoch}: {self.last_words()}")
+                raise NotSeenError(f"nobody serves after {after}: {self.last_words()}")
+            if not any(actor.alive for actor in self.actors):
+                raise NotSeenError(f"every actor has ended: {self.last_words()}")
             try:
-                epoch = int(self.client.status(timeout_s=2 * SERVING_MS_MAX / 1000)["epoch"])
+                status = self.client.status(timeout_s=ASKING_S)
             except (ActorUnavailable, TransportError):
                 continue
-            if epoch > after_epoch:
+            holder: str = status["holder"]
+            if holder != after:
                 if noted:
                     self.recovery_ms.append((time.monotonic() - since) * 1000)
-                return epoch
+                self._note_leader(holder, status["epoch"])
+                return holder
+
+    def _note_leader(self, holder: str, epoch: int) -> None:
+        """Remember who led under which epoch: nobody may get an old one."""
+        if self._led and self._led[-1][0] != holder and epoch <= self._led[-1][1]:
+            self.broken.append(f"I7: {holder} leads under epoch {epoch} after {self._led[-1]}")
+        self._led.append((holder, epoch))
+
+    def note_manifests(self) -> None:
+        """Remember the snapshots there are now; each is seen before it is dropped if this is called often enough."""
+        for manifest in list_manifests(self.connection, self.keys):
+            self.manifests[manifest.snapshot_id] = manifest.position.offset
 
     def last_words(self) -> list[str]:
         """Return what the actors said last."""
@@ -175,7 +190,9 @@ class Stage:
             "journal": str(self._journal(number)),
         }
         said = self.directory / f"producer-{number}.log"
-        self.producers[number] = self._forks.start(said, role="producer", spec=full, env=self._env)
+        self.producers[number] = self._forks.start(
+            said, role="producer", spec=full, env={**self._env, PRODUCER: str(number)}
+        )
         return self.producers[number]
 
     def _journal(self, number: int) -> Path:

@@ -34,7 +34,7 @@ def _actor_killed(stage: Stage, scale: Scale) -> None:
     """Kill the only actor at any moment, again and again, under load."""
     stage.serve()
     actor = stage.start_actor()
-    epoch = stage.await_serving(noted=False)
+    leader = stage.await_serving(noted=False)
     for number in (1, 2):
         stage.start_producer(number, every_ms=scale.of(4, 20), chunk=20)
     deadline = time.monotonic() + scale.minutes * 60
@@ -44,7 +44,7 @@ def _actor_killed(stage: Stage, scale: Scale) -> None:
         killed = time.monotonic()
         stage.faults += 1
         actor = stage.start_actor()
-        epoch = stage.await_serving(after_epoch=epoch, since=killed)
+        leader = stage.await_serving(after=leader, since=killed)
         if time.monotonic() > deadline:
             stage.notes.append("the time was up")
             break
@@ -76,7 +76,7 @@ def _everyone_asked_to_stop(stage: Stage, scale: Scale) -> None:
     """Ask the actor, then a producer to stop, again and again; each ends by itself, with exit code 0."""
     stage.serve()
     actor = stage.start_actor()
-    epoch = stage.await_serving(noted=False)
+    leader = stage.await_serving(noted=False)
     for number in (1, 2):
         stage.start_producer(number)
     for turn in range(scale.of(8, 100)):
@@ -87,7 +87,7 @@ def _everyone_asked_to_stop(stage: Stage, scale: Scale) -> None:
         if code != 0:
             stage.broken.append(f"I9: the actor that was asked to stop ended with {code}: {actor.said()[-3:]}")
         actor = stage.start_actor()
-        epoch = stage.await_serving(after_epoch=epoch, since=asked)
+        leader = stage.await_serving(after=leader, since=asked)
         number = 1 + turn % 2
         stage.await_entries(10)
         stage.producers[number].send(signal.SIGTERM)
@@ -103,7 +103,7 @@ def _snapshot_steps(stage: Stage, scale: Scale) -> None:
     stage.serve()
     for number in (1, 2):
         stage.start_producer(number)
-    epoch = 0
+    leader = None
     for failpoint in SNAPSHOT_STEPS * scale.of(1, 10):
         doomed = stage.start_actor(failpoint=failpoint, snapshot_every_ms=20)
         code = doomed.wait()
@@ -112,7 +112,7 @@ def _snapshot_steps(stage: Stage, scale: Scale) -> None:
         killed = time.monotonic()
         stage.faults += 1
         survivor = stage.start_actor()
-        epoch = stage.await_serving(after_epoch=epoch, since=killed)
+        leader = stage.await_serving(after=leader, since=killed)
         survivor.send(signal.SIGTERM)  # a good snapshot in between, so that every step happens again
         survivor.wait()
 
@@ -120,21 +120,21 @@ def _snapshot_steps(stage: Stage, scale: Scale) -> None:
 def _leader_paused(stage: Stage, scale: Scale) -> None:
     """Stop the leader where it stands; another one takes over; then the first one goes on."""
     stage.serve()
-    leader = stage.start_actor("one")
-    epoch = stage.await_serving(noted=False)
+    one = stage.start_actor("one")
+    leader = stage.await_serving(noted=False)
     for number in (1, 2):
         stage.start_producer(number)
     other = stage.start_actor("two")
     for _ in range(scale.of(8, 100)):
         stage.await_entries(stage.random.randrange(1, 50))
-        leader.pause()
+        one.pause()
         paused = time.monotonic()
-        epoch = stage.await_serving(after_epoch=epoch, since=paused)
+        leader = stage.await_serving(after=leader, since=paused)
         stage.await_entries(20)
-        leader.resume()
+        one.resume()
         stage.faults += 1
         stage.await_entries(20)
-        leader, other = other, leader
+        one, other = other, one
 
 
 def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
@@ -142,26 +142,27 @@ def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
     stage.serve()
     for number in (1, 2):
         stage.start_producer(number)
-    epoch = 0
+    leader = None
     for turn in range(scale.of(4, 40)):
         when = ("before", "after")[turn % 2]
         failpoint = {"write": "Append:snapshots", "nth": 2 + turn % 3, "when": when, "action": "stop"}
         paused = stage.start_actor("paused", failpoint=failpoint)
-        stopped = _await_stopped(stage, paused)
+        stopped = _await_stopped(paused)
         other = stage.start_actor("other")
-        epoch = stage.await_serving(after_epoch=epoch, since=stopped)
+        leader = stage.await_serving(after=leader, since=stopped)
         _await_snapshots(stage, other, 2)
         paused.resume()
         stage.faults += 1
         stage.await_entries(30)
+        stage.note_manifests()
         _await_snapshots(stage, other, 1)
+        stage.note_manifests()
         for actor in (paused, other):
             actor.kill()
 
 
-def _await_stopped(stage: Stage, actor: Child) -> float:
+def _await_stopped(actor: Child) -> float:
     until(lambda: actor.state() == "T", f"the failpoint of process {actor.pid}")
-    del stage
     return time.monotonic()
 
 

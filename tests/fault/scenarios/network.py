@@ -9,6 +9,7 @@ from tests.fault.cast import until
 from tests.fault.scenario import Scale, Scenario
 
 if TYPE_CHECKING:
+    from tests.fault.link import Link
     from tests.fault.stage import Stage
 
 SILENT_MS_MAX: Final = 20_000  # a reply is given up after 5 s, and a connection may have two of them to wait for
@@ -37,13 +38,13 @@ def _latency(stage: Stage, scale: Scale) -> None:
     for number in (1, 2):
         stage.start_producer(number, url=producers.url)
     actor = stage.start_actor(url=actors.url)
-    epoch = stage.await_serving(noted=False)
+    leader = stage.await_serving(noted=False)
     for _ in range(scale.of(3, 50)):
         stage.await_entries(20)
         actor.kill()
         killed = time.monotonic()
         actor = stage.start_actor(url=actors.url)
-        epoch = stage.await_serving(after_epoch=epoch, since=killed)
+        leader = stage.await_serving(after=leader, since=killed)
         stage.faults += 1
 
 
@@ -52,7 +53,7 @@ def _silence(stage: Stage, scale: Scale, *, half_open: bool) -> None:
     server = stage.serve()
     first, second = stage.link(server), stage.link(server)
     stage.start_actor("one", url=first.url)
-    epoch = stage.await_serving(noted=False)
+    leader = stage.await_serving(noted=False)
     stage.start_actor("two", url=second.url)
     for number in (1, 2):
         stage.start_producer(number)
@@ -64,7 +65,7 @@ def _silence(stage: Stage, scale: Scale, *, half_open: bool) -> None:
         else:
             links[0].black_hole()
         cut = time.monotonic()
-        epoch = stage.await_serving(after_epoch=epoch, since=cut)
+        leader = stage.await_serving(after=leader, since=cut)
         stage.await_entries(20)
         links[0].heal()
         if half_open:
@@ -82,6 +83,11 @@ def _half_open(stage: Stage, scale: Scale) -> None:
     _silence(stage, scale, half_open=True)
 
 
+def _await_accepted_connection(link: Link) -> None:
+    tried = link.accepted
+    until(lambda: link.accepted > tried, "a producer that connects anew", SILENT_MS_MAX / 1000)
+
+
 def _producers_cut_off(stage: Stage, scale: Scale) -> None:
     """Swallow what producers say for longer than they wait for a reply; they send again."""
     server = stage.serve()
@@ -93,8 +99,7 @@ def _producers_cut_off(stage: Stage, scale: Scale) -> None:
     for _ in range(scale.of(1, 20)):
         stage.await_entries(30)
         link.black_hole()
-        tried = link.accepted
-        until(lambda tried=tried: link.accepted > tried, "a producer that connects anew", SILENT_MS_MAX / 1000)
+        _await_accepted_connection(link)
         link.heal()
         stage.faults += 1
         stage.await_accepted(1, 100)

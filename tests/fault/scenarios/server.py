@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 NEEDS_SPOOL: Final = "what was acknowledged is gone with the server: needs a spool"
 
 
-def _begin(stage: Stage, **options: str) -> int:
+def _begin(stage: Stage, **options: str) -> None:
     stage.serve(**options)
     stage.start_actor()
-    epoch = stage.await_serving(noted=False)
+    stage.await_serving(noted=False)
     for number in (1, 2):
         stage.start_producer(number)
-    return epoch
 
 
 def _killed(stage: Stage, scale: Scale) -> None:
@@ -58,7 +57,7 @@ def _torn_aof(stage: Stage, scale: Scale) -> None:
 
 def _full(stage: Stage, scale: Scale) -> None:
     """Fill the server's memory, so that it refuses what would grow; then make room."""
-    epoch = _begin(stage)
+    _begin(stage)
     for _ in range(scale.of(3, 30)):
         stage.await_entries(60)
         used = int(stage.server.command("INFO", "memory")["used_memory"])
@@ -67,7 +66,7 @@ def _full(stage: Stage, scale: Scale) -> None:
         stage.faults += 1
         stage.server.command("CONFIG", "SET", "maxmemory", "0")
         stage.await_accepted(1, 20)
-        epoch = max(epoch, stage.await_serving())
+        stage.await_serving()
 
 
 def _refuses(stage: Stage) -> bool:
