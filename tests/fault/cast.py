@@ -234,6 +234,11 @@ class Server:
         )
         return self.process
 
+    @property
+    def alive(self) -> bool:
+        """Tell whether it runs."""
+        return self.process is not None and self.process.alive
+
     def _ready(self) -> bool:
         assert self.process is not None
         if not self.process.alive:

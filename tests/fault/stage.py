@@ -18,6 +18,7 @@ from token_actor.service import TokenClient
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from token_actor.transport.ports import Connection
@@ -55,7 +56,7 @@ class Stage:
         self._planted = planted
         self._env = {ENVIRONMENT: planted} if planted else {}
         self._servers: list[Server] = []
-        self._links = ExitStack()
+        self._at_end = ExitStack()
         self._client: TokenClient | None = None
         self._connection: Connection | None = None
         self._specs: dict[int, dict[str, Any]] = {}
@@ -71,7 +72,7 @@ class Stage:
             if child.alive:
                 child.resume()
                 child.kill()
-        self._links.close()
+        self._at_end.close()
 
     # --- the server --------------------------------------------------------------------------------
 
@@ -90,7 +91,11 @@ class Stage:
 
     def link(self, server: Server) -> Link:
         """Return a new link to a server; it lasts as long as the stage."""
-        return self._links.enter_context(Link(server.port, seed=self.random.randrange(2**32)))
+        return self._at_end.enter_context(Link(server.port, seed=self.random.randrange(2**32)))
+
+    def at_end(self, action: Callable[[], object]) -> None:
+        """Do something when everything has ended."""
+        self._at_end.callback(action)
 
     @property
     def client(self) -> TokenClient:
@@ -167,6 +172,13 @@ class Stage:
         if self._led and self._led[-1][0] != holder and epoch <= self._led[-1][1]:
             self.broken.append(f"I7: {holder} leads under epoch {epoch} after {self._led[-1]}")
         self._led.append((holder, epoch))
+
+    def await_snapshots(self, actor: Child, more: int) -> None:
+        """Wait until an actor has taken so many snapshots more."""
+        target = actor.actions().count("snapshot") + more
+        until(
+            lambda: actor.actions().count("snapshot") >= target, f"{more} snapshots; {self.last_words()}", poll_s=0.02
+        )
 
     def note_manifests(self) -> None:
         """Remember the snapshots there are now; each is seen before it is dropped if this is called often enough."""

@@ -9,7 +9,12 @@ from tests.fault.scenarios.all import SCENARIOS
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("scenario", [s for s in SCENARIOS.values() if not s.long_only], ids=lambda s: s.name)
+def _parameter(scenario):
+    known = [pytest.mark.xfail(reason=scenario.known, strict=False)] if scenario.known else []
+    return pytest.param(scenario, id=scenario.name, marks=known)
+
+
+@pytest.mark.parametrize("scenario", [_parameter(s) for s in SCENARIOS.values() if not s.long_only])
 def test_every_promise_is_kept_through(scenario, forks, outcomes):
     outcome = scenario.run(forks)
     outcomes.append(outcome)

@@ -150,12 +150,12 @@ def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
         stopped = _await_stopped(paused)
         other = stage.start_actor("other")
         leader = stage.await_serving(after=leader, since=stopped)
-        _await_snapshots(stage, other, 2)
+        stage.await_snapshots(other, 2)
         paused.resume()
         stage.faults += 1
         stage.await_entries(30)
         stage.note_manifests()
-        _await_snapshots(stage, other, 1)
+        stage.await_snapshots(other, 1)
         stage.note_manifests()
         for actor in (paused, other):
             actor.kill()
@@ -164,12 +164,6 @@ def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
 def _await_stopped(actor: Child) -> float:
     until(lambda: actor.state() == "T", f"the failpoint of process {actor.pid}")
     return time.monotonic()
-
-
-def _await_snapshots(stage: Stage, actor: Child, more: int) -> None:
-    """Wait until an actor has taken so many snapshots more."""
-    target = actor.actions().count("snapshot") + more
-    until(lambda: actor.actions().count("snapshot") >= target, f"{more} snapshots; {stage.last_words()}", poll_s=0.02)
 
 
 SCENARIOS: Final = [

@@ -85,7 +85,10 @@ def _truncated_aof(stage: Stage, scale: Scale) -> None:
     _begin(stage, appendfsync="no")
     for _ in range(scale.of(3, 30)):
         stage.await_entries(60)
+        stage.actors[-1].pause()
+        stage.await_entries(20)
         stage.server.kill()
+        stage.actors[-1].resume()
         killed = time.monotonic()
         aof = newest_aof(stage.server)
         with aof.open("r+b") as file:
