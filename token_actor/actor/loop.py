@@ -18,6 +18,7 @@ from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
 from token_actor.actor.timekeeping import Timekeeper
+from token_actor.actor.trouble import Trouble
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
 from token_actor.transport.ports import FIRST, Append, Delete
 from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the first wait, and the longest
 _RENEWALS_PER_LEASE: Final = 4
 _LOOKS_PER_LEASE: Final = 20
-# What passes, or what somebody has to mend on the server: it is full, its disk is, its replicas are away, it is a
-# replica, it runs somebody's script, or a key of ours holds something else.
-_PASSING: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", "READONLY", "BUSY", "WRONGTYPE", "EXECABORT"})
-
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +56,7 @@ class Actor:
         self._due_ms = 0
         self._standing_by = False
         self._newest_snapshot: bytes | None = None
-        self._troubled = False
+        self._trouble = Trouble()
         self._awaits_snapshot = False
 
     def run(self) -> None:
@@ -77,12 +74,13 @@ class Actor:
                 log.warning("Lost the lease", extra={"action": "lease_lost"})
                 self._due_ms = 0
             except (ServerUnavailable, ServerRefused) as error:
-                self._note_trouble(error)
+                self._trouble.note(error)
+                self._due_ms = 0
                 self._clock.wait(wait_ms / 1000)
                 wait_ms = min(2 * wait_ms, _RETRY_MS[1])
             else:
                 wait_ms = _RETRY_MS[0]
-                self._note_trouble(None)
+                self._trouble.end()
         self._hand_over()
 
     def step(self) -> None:
@@ -93,21 +91,6 @@ class Actor:
             self._lead()
         else:
             self._take_over()
-
-    def _note_trouble(self, error: ServerUnavailable | ServerRefused | None) -> None:
-        """Log that the server cannot be worked with, once, and that it can again. Raises what will not pass."""
-        if error is None:
-            if self._troubled:
-                log.warning("The server can be used again", extra={"action": "server_back"})
-            self._troubled = False
-            return
-        if isinstance(error, ServerRefused) and error.code not in _PASSING:
-            raise error
-        self._due_ms = 0
-        if not self._troubled:
-            action = "server_away" if isinstance(error, ServerUnavailable) else "server_refuses"
-            log.warning("The server cannot be used", extra={"action": action, "problem": str(error)})
-        self._troubled = True
 
     def _is_due(self, times_per_lease: int) -> bool:
         """Tell whether it is time again for what is done so many times per lease."""
