@@ -222,7 +222,7 @@ class Player:
 
     @property
     def state(self) -> Any:
-        return plain(snapshot.dump(self.actor._follower.ledger))
+        return digests_now(self.actor._follower.ledger)
 
 
 def nothing() -> None:
