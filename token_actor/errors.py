@@ -14,6 +14,7 @@
     ├── TransportError                  the server's
     │   ├── ServerUnavailable           no connection, or it broke: the outcome is unknown
     │   └── ServerRefused               the server answered with an error: nothing was done
+    ├── LeadershipLost                  nobody's: another actor leads the partition now
     ├── SnapshotError                   the state's: no snapshot fits the log, or it is damaged
     ├── SetupError                      the operator's: settings or server cannot be used
     └── ClosedError                     the caller's: used after close()
@@ -124,6 +125,10 @@ class ServerRefused(TransportError):  # noqa: N818 - reads as a sentence where i
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = message.split(" ", 1)[0] if message else ""
+
+
+class LeadershipLost(TokenActorError):  # noqa: N818 - reads as a sentence where it is raised
+    """Say that this actor no longer leads its partition; what it was about to write was not written."""
 
 
 class SnapshotError(TokenActorError):

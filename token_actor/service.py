@@ -18,7 +18,8 @@ import uuid
 import weakref
 from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
-from token_actor.actor.loop import Actor, ActorSettings, Clock
+from token_actor.actor.loop import Actor
+from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.client.aio import AsyncFace
 from token_actor.client.engine import Engine, finish_all
 from token_actor.client.settings import ClientSettings

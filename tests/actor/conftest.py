@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from token_actor.actor.loop import Actor, ActorSettings, Clock
+from token_actor.actor.loop import Actor
+from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.client.recording import make_event
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Append

@@ -233,11 +233,11 @@ class TestTwoActors:
 
 ACTOR = """
 import sys, threading
-from token_actor.actor.loop import ActorSettings
+from token_actor.actor.settings import ActorSettings
 from token_actor.service import connector_of, run_actor
 from token_actor.wire.keys import Keys
 
-settings = ActorSettings(keys=Keys(sys.argv[2]), holder="process", lease_ms=300, block_ms=20, recovery_lease_ms=600)
+settings = ActorSettings(keys=Keys(sys.argv[2]), holder="process", lease_ms=300, block_ms=20)
 run_actor(connector_of(sys.argv[1]), settings, threading.Event())
 """
 

@@ -117,7 +117,7 @@ class TestQuestions:
                 [Append(key=stage.keys.log, fields=[b"j", b"{}"], entry_id=b"99999999999999-0")]
             ),
         )
-        stage.actor(script, lease_ms=10 * MINUTE_MS, recovery_lease_ms=10 * MINUTE_MS).run()
+        stage.actor(script, lease_ms=10 * MINUTE_MS).run()
         assert stage.answers() == []
 
     def test_a_question_just_before_that_is_answered(self, memory_stage):
@@ -130,7 +130,7 @@ class TestQuestions:
                 [Append(key=stage.keys.log, fields=[b"j", b"{}"], entry_id=b"99999999999999-0")]
             ),
         )
-        stage.actor(script, lease_ms=10 * MINUTE_MS, recovery_lease_ms=10 * MINUTE_MS).run()
+        stage.actor(script, lease_ms=10 * MINUTE_MS).run()
         assert len(stage.answers()) == 1
 
     @pytest.mark.parametrize(
@@ -468,7 +468,10 @@ class TestTheStop:
         stage = memory_stage
         script = Script(nothing, nothing)
         recorder = Recorder(stage.connect())
-        actor = stage.actor(script, recorder, drain_ms=3_000)
+        actor = stage.actor(
+            script,
+            recorder,
+        )
         turns = itertools.count(1)
         read = stage.connection.read
 

@@ -6,6 +6,7 @@ target is a function here and a line in ``TARGETS``, with a few inputs in ``corp
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING, Final
 from tests.fuzz.mutate import corpus, joined, parts_of
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
-from token_actor.actor.snapshots import Manifest, Position, _digest, load_snapshot
-from token_actor.core import snapshot
+from token_actor.actor.manifests import Chunk, Manifest, Position, digest_of
+from token_actor.actor.snapshots import _data_of, digests_now, load_snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
+from token_actor.core.snapshot import Capture
 from token_actor.errors import BadEntry, InvalidValue, SnapshotError
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Put
-from token_actor.wire.codec import pack_state
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import Answer, Question
 from token_actor.wire.reads import decode_read
@@ -52,7 +53,7 @@ def decode(data: bytes) -> None:
             reply.encode()
         entries = entries[folded.entries :]
     assert answer(ledger, "books", {}, 0)["differences"] == []
-    pack_state(snapshot.dump(ledger))
+    digests_now(ledger)
 
 
 def read_snapshot(data: bytes) -> None:
@@ -65,26 +66,26 @@ def snapshot_of(data: bytes) -> Ledger:
     """Return the ledger of a snapshot whose digests are right: the first part is the manifest, the others chunks."""
     parts = [value for _, value in parts_of(data)]
     body, chunks = (parts[0], parts[1:]) if parts else (b"", [])
-    manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", _digest(body)])
+    manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", digest_of(body)])
     connection = MemoryServer(clock_ms=lambda: START_MS).connect()
-    connection.write(
-        [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
-    )
-    rest = iter(map(_digest, chunks))
-    segments = [(name, [next(rest, b"") for _ in digests]) for name, digests in manifest.segments]
+    connection.write([Put(key=Keys().chunk(b"1-1", index), value=chunk) for index, chunk in enumerate(chunks)])
+    right = (Chunk(b"1-1", index, digest_of(chunk)) for index, chunk in enumerate(chunks))
+    segments = [(name, [next(right, each) for each in written]) for name, written in manifest.segments]
     return load_snapshot(connection, Keys(), replace(manifest, segments=segments), SMALL)
 
 
 def snapshot_input(ledger: Ledger) -> bytes:
     """Return the snapshot of a ledger as an input."""
-    chunks = {name: pack_state({"value": part}) for name, part in snapshot.dump(ledger).items()}
-    manifest = Manifest(
-        snapshot_id=b"1-1",
-        position=Position(offset=b"7-1", entries=3),
-        taken_ms=9,
-        segments=[(name, [_digest(chunk)]) for name, chunk in chunks.items()],
-    )
-    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks.values())])
+    numbers = itertools.count()
+    chunks: list[bytes] = []
+    segments = []
+    for segment in Capture(ledger).segments():
+        made = list(_data_of(segment))
+        chunks += made
+        segments.append((segment.name, [Chunk(b"1-1", next(numbers), digest_of(each)) for each in made]))
+    position = Position(offset=b"7-1", entries=3)
+    manifest = Manifest(snapshot_id=b"1-1", position=position, taken_ms=9, segments=segments)
+    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks)])
 
 
 def _asked_ledger() -> Ledger:

@@ -24,7 +24,7 @@ from token_actor.service import actor_settings, connector_of, run_actor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from token_actor.actor.loop import ActorSettings
+    from token_actor.actor.settings import ActorSettings
     from token_actor.transport.ports import Connector
 
 ENDED: Final = "ended"

@@ -45,8 +45,8 @@ WINDOW_MS_MAX: Final = 35 * 86_400_000
 def answer(ledger: Ledger, kind: str, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """Return the answer to a question.
 
-    ``now_ms`` is when it was asked, by the server's clock; where it matters, time never lies
-    before the log time. Raises ``InvalidQuestion`` naming the field that is wrong.
+    ``now_ms`` is when it was asked, by the server's clock, which is corrected like that of the log;
+    where it matters, time never lies before the log time. Raises ``InvalidQuestion`` naming the field that is wrong.
     """
     question = QUESTIONS.get(kind)
     if question is None:
@@ -54,7 +54,7 @@ def answer(ledger: Ledger, kind: str, arguments: Mapping[str, Any], now_ms: int)
     unknown = sorted(set(map(str, arguments)) - question.arguments)
     if unknown:
         raise InvalidQuestion(unknown[0], f"is not an argument of {kind!r}")
-    return question.answer(ledger, arguments, max(now_ms, ledger.log_ms))
+    return question.answer(ledger, arguments, max(now_ms + ledger.time.correction_ms, ledger.log_ms))
 
 
 def _status(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:

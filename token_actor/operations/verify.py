@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from token_actor.actor.manifests import list_manifests
 from token_actor.actor.recovery import Recovered, recover, replay
-from token_actor.actor.snapshots import list_manifests
 from token_actor.core.queries import answer
 from token_actor.errors import SnapshotError
 from token_actor.operations.places import partition_count, tenant_in

@@ -105,6 +105,11 @@ class MemoryConnection:
         with self._serving() as keyspace:
             return keyspace.value(key, bytes)
 
+    def expires_at_ms(self, key: bytes) -> int | None:
+        """See ``ports.Reader``."""
+        with self._serving() as keyspace:
+            return keyspace.expires_at_ms(key)
+
     def get_fields(self, key: bytes) -> dict[bytes, bytes]:
         """See ``ports.Reader``."""
         with self._serving() as keyspace:
@@ -119,6 +124,15 @@ class MemoryConnection:
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See ``ports.Writer``."""
         with self._serving() as keyspace:
+            outcomes = [keyspace.carry_out(operation) for operation in operations]
+            self._shared.changed.notify_all()
+            return outcomes
+
+    def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
+        """See ``ports.Writer``."""
+        with self._serving() as keyspace:
+            if keyspace.value(guard, bytes) != holds:
+                return None
             outcomes = [keyspace.carry_out(operation) for operation in operations]
             self._shared.changed.notify_all()
             return outcomes

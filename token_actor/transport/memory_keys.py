@@ -70,6 +70,10 @@ class Keyspace:
             raise ServerRefused(WRONG_TYPE)
         return value
 
+    def expires_at_ms(self, key: bytes) -> int | None:
+        """Return when a key goes; ``None`` when it stays or is not there."""
+        return None if self.value(key, object) is None else self._expire_at_ms.get(key)
+
     def entries_after(self, after: Mapping[bytes, bytes], count: int) -> dict[bytes, list[Entry]]:
         """Return up to ``count`` entries per stream with ids above those given."""
         found = {}

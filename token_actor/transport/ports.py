@@ -147,6 +147,9 @@ class Reader(Protocol):
     def get(self, key: bytes) -> bytes | None:
         """Return a string key, or ``None``."""
 
+    def expires_at_ms(self, key: bytes) -> int | None:
+        """Return when a key goes, in ms since 1970 by the server's clock; ``None`` when it stays or is not there."""
+
     def get_fields(self, key: bytes) -> dict[bytes, bytes]:
         """Return a hash; empty when there is none."""
 
@@ -162,6 +165,14 @@ class Writer(Protocol):
 
         A refused operation is a ``ServerRefused`` *in the list* and does not stop the others; it is
         not a transaction.
+        """
+
+    def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
+        """Carry out ``operations`` at once if the string key ``guard`` holds ``holds``; else return ``None``.
+
+        ``holds`` ``None`` means that there is no such key. Nobody can change or drop the key in between.
+        Outcomes are those of ``write``, but when the server will not even begin with one of them (it is
+        full, say), nothing is done, and every outcome is a ``ServerRefused``.
         """
 
 
