@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from token_actor.client.slots import _connect
 from token_actor.client.spool import open_spool
 from token_actor.client.store import Batch, BatchKey
@@ -48,7 +46,7 @@ def test_one_left_behind_is_a_warning_that_names_who_can_send_it(tmp_path):
 
 def test_a_damaged_one_is_a_warning_before_and_after_it_is_put_aside(tmp_path, caplog):
     leave(str(tmp_path)).close()
-    (name,) = [name for name in os.listdir(tmp_path) if name.endswith(".spool")]
+    (name,) = [path.name for path in tmp_path.glob("*.spool")]
     database = _connect(tmp_path / name)
     database.execute("UPDATE batches SET data = x'00'")
     database.close()
