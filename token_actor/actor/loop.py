@@ -19,6 +19,8 @@ from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
 from token_actor.actor.timekeeping import Timekeeper
 from token_actor.actor.trouble import Trouble
+from token_actor.core.dedupe import UNKNOWN
+from token_actor.core.queries import SEEN_RANGES_MAX
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
 from token_actor.transport.ports import FIRST, Append, Delete
 from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
@@ -319,12 +321,13 @@ class Actor:
         """Add which numbers of a producer a committed snapshot covers, and of which log that is true."""
         producer, durable = question.arguments["producer"], self._saving.durable
         for epoch, seen in result["epochs"].items():
-            seen["durable"] = durable.get((producer, int(epoch)), 0)
+            mark = durable.get((producer, int(epoch)), UNKNOWN)
+            seen["durable"] = mark.next_seq
+            seen["durable_ranges"] = [list(span) for span in mark.ranges[:SEEN_RANGES_MAX]]
         position = self._follower.position
         result |= {
             "generation": position.generation,
             "offset": position.offset.decode(),
-            "snapshot_offset": self._saving.position.offset.decode(),
         }
 
     # --- the end -------------------------------------------------------------------------------

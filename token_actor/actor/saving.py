@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
-    from token_actor.core.dedupe import ProducerKey
+    from token_actor.core.dedupe import ProducerKey, ProducerMark
     from token_actor.transport.ports import Connection
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class Saving:
         self._due_ms = self._clock.ticks_ms()
 
     @property
-    def durable(self) -> Mapping[ProducerKey, int]:
-        """Return the next sequence number of every producer in the newest snapshot of this leader."""
+    def durable(self) -> Mapping[ProducerKey, ProducerMark]:
+        """Return what the newest snapshot of this leader has seen of every producer."""
         return self._writer.durable
 
     @property

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.client.slots import DAMAGED, LOCK, SPOOL, digest_of, examine, is_owned
+from token_actor.client.slots import DAMAGED, LOCK, SPOOL, Contents, digest_of, examine, is_owned
+from token_actor.errors import SpoolError
 from token_actor.operations.server import Finding
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def look_into(folder: str, *, namespace: str, address: str) -> SpoolState:
 
 
 def _slot(path: Path, *, here: bool) -> SlotState:
-    contents = examine(path, 0)
+    try:
+        contents = examine(path, 0)
+    except SpoolError as error:
+        contents = Contents([], str(error))
     return SlotState(
         file=path.name,
         here=here,
