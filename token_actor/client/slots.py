@@ -202,21 +202,6 @@ class Slot:
         return commits_of(os.pread(self._lock, _COMMITS_WIDTH, 0))
 
 
-def is_owned(lock_path: Path) -> bool:
-    """Tell whether somebody holds a lock; a look that an owner cannot notice."""
-    try:
-        lock = os.open(lock_path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
 def commits_of(counted: bytes) -> int:
     """Return the number of commits that a lock file tells; 0 when it tells none."""
     text = counted.strip()
