@@ -54,6 +54,8 @@ class Saving:
         self._number = 1
         self._steps = None
         self._writer.forget()
+        if self.saved_all:  # by the leader before, so there may never be a reason to take one of our own
+            _, self._writer.durable = self._follower.ledger.producers.capture()
         self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
 
     def forget(self) -> None:
