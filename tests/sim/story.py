@@ -213,7 +213,10 @@ class Story:
             return False
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
         last = b"0-0" if stream is None else stream.state().last_id
-        return all(actor.offset == last for actor in self.actors) and sum(actor.leads for actor in self.actors) == 1
+        if not all(actor.offset == last for actor in self.actors) or sum(actor.leads for actor in self.actors) != 1:
+            return False
+        one, other = (actor.position for actor in self.actors)
+        return one == other
 
     def _judge(self, settled: bool) -> None:
         verdict, truth = self.verdict, self.truth

@@ -110,8 +110,8 @@ class Actor:
             self._recover()
         if not (self._follower.recovered and self._is_due(_LOOKS_PER_LEASE)):
             return
-        self._check_standing_by()
-        if not self._follower.recovered:
+        if not self._goes_on():
+            self._follower.forget()
             return
         if self._leadership.contend(self._clock.ticks_ms()):
             self._take_over()
@@ -155,25 +155,23 @@ class Actor:
         if entries:
             self._letters.add(self._follower.fold(entries, epoch=0).dead)
 
-    def _check_standing_by(self) -> None:
-        """See whether the log and the leader's state are still those that are followed.
+    def _goes_on(self) -> bool:
+        """Tell whether the state is the one that the log and the leader go on from.
 
-        A state that the leader's will differ from is let go of once the leader has saved its own; until
-        then it may be the only one there is.
+        One that the leader's will differ from is kept until the leader has saved its own: it may be the
+        only one there is.
         """
         manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
         if manifest is not None:
             self._newest_snapshot = manifest.snapshot_id
             saved, own = manifest.position, self._follower.position
             if (saved.generation, saved.lost) != (own.generation, own.lost):
-                self._follower.forget()
-                return
+                return False
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=0):
                 self._letters.add(folded.dead)
-        elif found is not None:
-            self._follower.forget()
+        return found is None or found.replaced
 
     def _take_over(self) -> None:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""

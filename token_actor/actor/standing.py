@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.dedupe import UNKNOWN
 from token_actor.core.queries import SEEN_RANGES_MAX
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from token_actor.actor.saving import Saving
     from token_actor.actor.settings import ActorSettings
     from token_actor.wire.messages import Question
+
+_EPOCHS_PER_GENERATION: Final = 1_000_000  # times the milliseconds since 1970, it fits into 64 bits
 
 Standing: TypeAlias = "Mapping[str, Callable[[Question, dict[str, Any]], None]]"  # by kind, what adds to a result
 
@@ -43,7 +45,8 @@ def standing_of(settings: ActorSettings, leadership: Leadership, follower: Follo
             mark = durable.get((producer, int(epoch)), UNKNOWN)
             seen["durable"] = mark.next_seq
             seen["durable_ranges"] = [list(span) for span in mark.ranges[:SEEN_RANGES_MAX]]
-        position = follower.position
-        result |= {"generation": position.generation, "offset": position.offset.decode()}
+        # Another leader may have recovered from less than was acknowledged; to a client that is another log as well.
+        generation = follower.position.generation * _EPOCHS_PER_GENERATION + leadership.epoch % _EPOCHS_PER_GENERATION
+        result |= {"generation": generation, "offset": follower.position.offset.decode()}
 
     return {"status": add_position, "books": add_position, "producer": add_durable}
