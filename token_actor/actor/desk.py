@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.core.queries import answer
-from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused
+from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, TransportError
 from token_actor.transport.ports import FIRST, Append, Expire, Operation, TrimBelow
 from token_actor.wire.entries import LAST_ID, id_pair
 from token_actor.wire.messages import ANSWER_FIELD, Answer, DeadLetter, Question
@@ -150,6 +150,8 @@ class Desk:
                 standing(question, result)
         except InvalidValue as problem:
             return Answer(request_id=question.request_id, epoch=self.epoch, problem=problem)
+        except TransportError:  # that is no fault in a question
+            raise
         except Exception:  # a question changes nothing, so a fault of ours in one must not stop the others
             log.exception("A question failed", extra={"action": "question_failed", "kind": question.kind})
             fault = InvalidQuestion("kind", "could not be answered; the actor's log says why", reason="internal")

@@ -118,6 +118,7 @@ class Follower:
             except SnapshotError:
                 if attempt == _ATTEMPTS_MAX:
                     raise
+        self.replaced = self.position.lost > self._known.began.lost
         found = find_break(self._connection, self._keys.log, self.position)
         if found is None or not found.replaced:
             return []

@@ -215,6 +215,7 @@ class Actor:
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
         self._look_after_questions()
+        self._saving.check()
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=self._leadership.epoch):
@@ -223,6 +224,7 @@ class Actor:
             self._begin_generation()
         elif found is not None:
             self._follower.accept_loss(found)
+            self._begin_generation()
             self._saving.hurry()  # until it is saved, nobody else can go on from here
             log.error(
                 "Entries of the log were removed before they could be counted",
@@ -306,7 +308,7 @@ class Actor:
             self._follower,
             epoch=self._leadership.epoch,
             clock=self._clock,
-            standing=standing_of(self._settings, self._leadership, self._follower, self._saving),
+            standing=standing_of(self._connection, self._settings, self._leadership, self._follower, self._saving),
         )
 
     # --- the end -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.dedupe import UNKNOWN
 from token_actor.core.queries import SEEN_RANGES_MAX
+from token_actor.transport.ports import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.saving import Saving
     from token_actor.actor.settings import ActorSettings
+    from token_actor.transport.ports import Connection
     from token_actor.wire.messages import Question
 
 _EPOCHS_PER_GENERATION: Final = 1_000_000  # times the milliseconds since 1970, it fits into 64 bits
@@ -21,7 +23,9 @@ _EPOCHS_PER_GENERATION: Final = 1_000_000  # times the milliseconds since 1970, 
 Standing: TypeAlias = "Mapping[str, Callable[[Question, dict[str, Any]], None]]"  # by kind, what adds to a result
 
 
-def standing_of(settings: ActorSettings, leadership: Leadership, follower: Follower, saving: Saving) -> Standing:
+def standing_of(
+    connection: Connection, settings: ActorSettings, leadership: Leadership, follower: Follower, saving: Saving
+) -> Standing:
     """Return what adds the actor's own part to the answers that have one."""
 
     def add_position(question: Question, result: dict[str, Any]) -> None:
@@ -47,6 +51,10 @@ def standing_of(settings: ActorSettings, leadership: Leadership, follower: Follo
             seen["durable_ranges"] = [list(span) for span in mark.ranges[:SEEN_RANGES_MAX]]
         # Another leader may have recovered from less than was acknowledged; to a client that is another log as well.
         generation = follower.position.generation * _EPOCHS_PER_GENERATION + leadership.epoch % _EPOCHS_PER_GENERATION
-        result |= {"generation": generation, "offset": follower.position.offset.decode()}
+        # The end of the log is looked up after the question came, so what was acknowledged above it was in another log.
+        log = connection.stream_state(settings.keys.log)
+        log_end = FIRST if log is None else log.last_id
+        offset = follower.position.offset
+        result |= {"generation": generation, "offset": offset.decode(), "log_end": log_end.decode()}
 
     return {"status": add_position, "books": add_position, "producer": add_durable}
