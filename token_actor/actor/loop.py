@@ -165,7 +165,7 @@ class Actor:
         if manifest is not None:
             self._newest_snapshot = manifest.snapshot_id
             saved, own = manifest.position, self._follower.position
-            if (saved.generation, saved.lost) != (own.generation, own.lost):
+            if self._follower.replaced or (saved.generation, saved.lost) != (own.generation, own.lost):
                 return False
         found = self._follower.find_break()
         if found is not None and found.replaced:
