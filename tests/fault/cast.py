@@ -153,7 +153,8 @@ class ForkServer:
         self._children: dict[int, Child] = {}
         self._early: dict[int, int] = {}  # ended before its start was looked at
         self._numbers = 0
-        threading.Thread(target=self._listen, name="fork-server", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="fork-server", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +167,9 @@ class ForkServer:
         assert self._popen.stdin is not None
         self._popen.stdin.close()
         self._popen.wait(TIMEOUT_S)
+        self._listener.join(TIMEOUT_S)
+        assert self._popen.stdout is not None
+        self._popen.stdout.close()
 
     def start(self, said: Path, *, env: Mapping[str, str] | None = None, **request: Any) -> Child:
         """Fork a process: ``role`` and ``spec``, or ``argv`` and ``cwd`` of a program."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -12,9 +13,10 @@ from tests.fault.cast import Child, ForkServer, NotSeenError, Server, until
 from tests.fault.link import Link
 from tests.fault.planted import ENVIRONMENT, PRODUCER
 from tests.fault.truth import Truth
-from token_actor.actor.snapshots import list_manifests
+from token_actor.actor.snapshots import Manifest
 from token_actor.errors import ActorUnavailable, TransportError
 from token_actor.service import TokenClient
+from token_actor.transport.ports import FIRST
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
@@ -180,10 +182,25 @@ class Stage:
             lambda: actor.actions().count("snapshot") >= target, f"{more} snapshots; {self.last_words()}", poll_s=0.02
         )
 
-    def note_manifests(self) -> None:
-        """Remember the snapshots there are now; each is seen before it is dropped if this is called often enough."""
-        for manifest in list_manifests(self.connection, self.keys):
-            self.manifests[manifest.snapshot_id] = manifest.position.offset
+    def watch_manifests(self) -> None:
+        """Remember every snapshot from now on, also those that are dropped soon."""
+        watching = self.server.connect()
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch_manifests, args=(watching, ended), daemon=True)
+        watch.start()
+        self.at_end(watching.close)
+        self.at_end(watch.join)
+        self.at_end(ended.set)
+
+    def _watch_manifests(self, connection: Connection, ended: threading.Event) -> None:
+        after = FIRST
+        while not ended.is_set():
+            with suppress(TransportError):
+                for entry_id, fields in connection.read({self.keys.snapshots: after}, count=100, block_ms=100).get(
+                    self.keys.snapshots, []
+                ):
+                    after = entry_id
+                    self.manifests[entry_id] = Manifest.read(entry_id, fields).position.offset
 
     def last_words(self) -> list[str]:
         """Return what the actors said last."""

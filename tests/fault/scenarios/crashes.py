@@ -120,6 +120,7 @@ def _snapshot_steps(stage: Stage, scale: Scale) -> None:
 def _leader_paused(stage: Stage, scale: Scale) -> None:
     """Stop the leader where it stands; another one takes over; then the first one goes on."""
     stage.serve()
+    stage.watch_manifests()
     one = stage.start_actor("one")
     leader = stage.await_serving(noted=False)
     for number in (1, 2):
@@ -140,6 +141,7 @@ def _leader_paused(stage: Stage, scale: Scale) -> None:
 def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
     """Stop the leader between the last chunk and the manifest, and let it go on when others have written theirs."""
     stage.serve()
+    stage.watch_manifests()
     for number in (1, 2):
         stage.start_producer(number)
     leader = None
@@ -151,14 +153,18 @@ def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
         other = stage.start_actor("other")
         leader = stage.await_serving(after=leader, since=stopped)
         stage.await_snapshots(other, 2)
+        known = len(paused.actions())
         paused.resume()
+        _await_word(paused, known)
         stage.faults += 1
         stage.await_entries(30)
-        stage.note_manifests()
         stage.await_snapshots(other, 1)
-        stage.note_manifests()
         for actor in (paused, other):
             actor.kill()
+
+
+def _await_word(actor: Child, known: int) -> None:
+    until(lambda: len(actor.actions()) > known, "a word of who was paused")
 
 
 def _await_stopped(actor: Child) -> float:
