@@ -11,9 +11,12 @@
     ├── ActorUnavailable                the deployment's: no answer within the deadline
     │   └── LogUnavailable              the deployment's: not in the log within the deadline
     ├── BufferFull                      the deployment's: the log has been away for too long
+    │   └── SpoolFull                   the deployment's: the spool on disk has no room
+    ├── SpoolError                      the disk's: a spool could not be read or written
     ├── TransportError                  the server's
     │   ├── ServerUnavailable           no connection, or it broke: the outcome is unknown
     │   └── ServerRefused               the server answered with an error: nothing was done
+    ├── LeadershipLost                  nobody's: another actor leads the partition now
     ├── SnapshotError                   the state's: no snapshot fits the log, or it is damaged
     ├── SetupError                      the operator's: settings or server cannot be used
     └── ClosedError                     the caller's: used after close()
@@ -107,6 +110,14 @@ class BufferFull(TokenActorError):  # noqa: N818 - reads as a sentence where it 
         self.pending = pending
 
 
+class SpoolFull(BufferFull):
+    """Say that the spool has no room, ``pending`` events are not in the log, and this one was not taken."""
+
+
+class SpoolError(TokenActorError):
+    """Say that a spool could not be written or read; nothing was changed, and the same may be tried again."""
+
+
 class TransportError(TokenActorError):
     """Be the root of what goes wrong between this process and the server."""
 
@@ -124,6 +135,10 @@ class ServerRefused(TransportError):  # noqa: N818 - reads as a sentence where i
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = message.split(" ", 1)[0] if message else ""
+
+
+class LeadershipLost(TokenActorError):  # noqa: N818 - reads as a sentence where it is raised
+    """Say that this actor no longer leads its partition; what it was about to write was not written."""
 
 
 class SnapshotError(TokenActorError):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from token_actor.actor.loop import Actor, ActorSettings, Clock
+from tests.makers import plain
+from token_actor.actor.loop import Actor
+from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.client.recording import make_event
+from token_actor.core import snapshot
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Append
 from token_actor.transport.redis import RedisConnector
@@ -20,9 +23,12 @@ from token_actor.wire.messages import COMMAND_FIELD, Answer, DeadLetter, Questio
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from token_actor.actor.manifests import Position
     from token_actor.transport.ports import Connection, Connector, Entry, StreamState
 
 PRODUCER = bytes(16)
+TURNS_MAX = 1_000  # what takes more never happens
+LEASE_MS = 2_000
 
 
 class Script:
@@ -44,6 +50,16 @@ class Script:
     def advance(self, milliseconds: float) -> None:
         self.now_ms += int(milliseconds)
         self.ticks_ms += int(milliseconds)
+
+    def wait_for(self, reached: Callable[[], bool]) -> None:
+        """Let turns pass after the last step until something has happened."""
+
+        def look(turns: int = TURNS_MAX) -> None:
+            assert turns, "it did not happen"
+            if not reached():
+                self._steps.append(lambda: look(turns - 1))
+
+        self._steps.append(look)
 
     def _wait(self, seconds: float) -> bool:
         if seconds:
@@ -77,14 +93,29 @@ class Stage:
     # --- actors ---
 
     def actor(self, script: Script, connection: Connection | None = None, **settings: Any) -> Actor:
-        settings = {"holder": "actor", "block_ms": 0, **settings}
+        settings = {"holder": "actor", "block_ms": 0, "standby_block_ms": 0, **settings}
         return Actor(connection or self.connect(), ActorSettings(keys=self.keys, **settings), script.clock())
+
+    def player(self, holder: str, connection: Connection | None = None, **settings: Any) -> Player:
+        return Player(self, holder, connection or self.connect(), settings)
 
     def run(self, *steps: Callable[[], object], connection: Connection | None = None, **settings: Any) -> Script:
         """Let an actor begin, take a turn after each step but the first, and stop."""
         script = Script(nothing, *steps)
         self.actor(script, connection, **settings).run()
         return script
+
+    def saved(self, **settings: Any) -> None:
+        """Let an actor fold the log, take a snapshot of it, and stop."""
+        script = Script(nothing)
+        actor = self.actor(script, snapshot_every_ms=0, **settings)
+
+        def is_saved() -> bool:
+            all_folded = actor._follower.position.offset == self.state(self.keys.log).last_id
+            return all_folded and actor._saving.saved_all and not actor._saving.under_way
+
+        script.wait_for(is_saved)
+        actor.run()
 
     # --- what others write ---
 
@@ -123,16 +154,17 @@ class Stage:
 
     def status(self) -> dict[str, Any]:
         """Return what a new actor says of itself after a recovery."""
-        before = len(self.answers())
-        self.run(lambda: self.ask("status", request_id="status"))
-        result = self.answers()[before:][-1].result
-        assert result is not None
-        return dict(result)
+        return self._result("status")
 
     def total(self, **selector: str) -> dict[str, Any]:
         """Return the analytics of a new actor after a recovery."""
+        return self._result("analytics", selector=selector)
+
+    def _result(self, kind: str, **arguments: Any) -> dict[str, Any]:
         before = len(self.answers())
-        self.run(lambda: self.ask("analytics", request_id="total", selector=selector))
+        script = Script(nothing, lambda: self.ask(kind, request_id=kind, **arguments))
+        script.wait_for(lambda: len(self.answers()) > before)
+        self.actor(script).run()
         result = self.answers()[before:][-1].result
         assert result is not None
         return dict(result)
@@ -147,6 +179,50 @@ class Stage:
         state = self.connection.stream_state(key)
         assert state is not None
         return state
+
+
+class Player:
+    """An actor whose every step a test takes by hand; its clock stands still in between."""
+
+    def __init__(self, stage: Stage, holder: str, connection: Connection, settings: dict[str, Any]) -> None:
+        self.script = Script()
+        self.recorder = Recorder(connection)
+        self.actor = stage.actor(self.script, cast("Connection", self.recorder), holder=holder, **settings)
+
+    def step(self, times: int = 1, *, after_ms: int = 0) -> Player:
+        """Take steps, each after some time; an interruption is that of the step."""
+        for _ in range(times):
+            self.script.advance(after_ms)
+            self.actor.step()
+        return self
+
+    def look(self) -> Player:
+        """Take a step in which the lease is due."""
+        return self.step(after_ms=LEASE_MS // 4)
+
+    def outlast(self) -> Player:
+        """Watch for as long as a lease runs."""
+        return self.step(5, after_ms=LEASE_MS // 4)
+
+    def stop(self) -> None:
+        """Run to the end: the script has no step left."""
+        self.actor.run()
+
+    @property
+    def epoch(self) -> int:
+        return self.actor._leadership.epoch
+
+    @property
+    def position(self) -> Position:
+        return self.actor._follower.position
+
+    @property
+    def requests(self) -> int:
+        return int(self.actor._follower.ledger.total()["requests"])
+
+    @property
+    def state(self) -> Any:
+        return plain(snapshot.dump(self.actor._follower.ledger))
 
 
 def nothing() -> None:

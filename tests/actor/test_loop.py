@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import threading
 
@@ -11,17 +10,23 @@ import pytest
 import redis
 
 from tests.actor.conftest import Recorder, Script, Stage, nothing
-from token_actor.actor import loop
+from token_actor.actor import desk
+from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.core.ledger import Bounds
 from token_actor.embedded import EmbeddedServer
-from token_actor.errors import ServerRefused, ServerUnavailable, SetupError
+from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SetupError
 from token_actor.transport.memory import MemoryServer
-from token_actor.transport.ports import Append, Delete, Put, PutField
+from token_actor.transport.ports import Append, Delete, DeleteEntries, Expire, Increment, Put, PutField
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.entries import id_pair
 from token_actor.wire.keys import Keys
 
 MINUTE_MS = 60_000
+
+
+def overtake(stage, lease):
+    """Let somebody else lead."""
+    stage.connection.write([Increment(key=stage.keys.epoch), Put(key=stage.keys.leader, value=lease)])
 
 
 def results(stage):
@@ -42,10 +47,16 @@ class TestATurn:
         assert (question.request_id, question.result["requests"], question.result["input_tokens"]) == ("3", 5, 15)
 
     def test_an_idle_turn_is_one_read_and_no_write(self, stage):
-        recorder = Recorder(stage.connect())
-        calls = []
-        stage.run(recorder.calls.clear, lambda: calls.extend(recorder.calls), connection=recorder)
-        assert calls == ["read", "get", "write"]  # the last two renew the lease
+        player = stage.player("a").step(2)
+        player.recorder.calls.clear()
+        player.step()
+        assert player.recorder.calls == ["read"]
+
+    def test_a_few_times_per_lease_it_is_renewed_and_the_log_looked_at(self, stage):
+        player = stage.player("a").step(2)
+        player.recorder.calls.clear()
+        player.look()
+        assert player.recorder.calls == ["write_if", "stream_state", "read"]
 
     def test_a_busy_turn_is_one_read_and_one_write(self, stage):
         recorder = Recorder(stage.connect())
@@ -59,7 +70,7 @@ class TestATurn:
                 stage.ask("status", request_id=str(n))
 
         stage.run(nothing, step, lambda: calls.extend(recorder.calls), connection=recorder)
-        assert calls == ["read", "write"]
+        assert calls == ["read", "write_if", "write"]  # dead letters are guarded by the lease
         assert len(stage.answers()) == len(stage.dead()) == 10
 
     def test_answers_carry_the_epoch(self, stage):
@@ -71,19 +82,39 @@ class TestATurn:
 
     def test_an_inbox_goes_away_by_itself(self, stage):
         stage.run(stage.ask)
-        (still_there,) = stage.connection.write([loop.Expire(key=stage.keys.inbox("c"), ttl_ms=-1)])
+        (still_there,) = stage.connection.write([Expire(key=stage.keys.inbox("c"), ttl_ms=-1)])
         assert still_there == 1
-        assert loop.INBOX_TTL_MS == MINUTE_MS
+        assert desk.INBOX_TTL_MS == MINUTE_MS
 
-    def test_questions_are_trimmed_when_they_are_answered(self, stage):
-        stage.run(lambda: [stage.ask(request_id=str(n)) for n in range(1, 51)])
-        assert len(stage.answers()) == 50
-        assert stage.state(stage.keys.ask).length == 1
+    def test_questions_that_were_taken_are_trimmed_with_the_next_renewal(self, stage):
+        player = stage.player("a").step(2)
+        for n in range(1, 51):
+            stage.ask(request_id=str(n))
+        player.step()
+        assert (len(stage.answers()), stage.state(stage.keys.ask).length) == (50, 50)
+        player.look()
+        assert (len(stage.answers()), stage.state(stage.keys.ask).length) == (50, 1)
 
-    def test_everything_that_was_there_before_is_folded_before_the_first_turn(self, stage):
-        for n in range(10):
+    def test_answers_begin_when_everything_that_was_there_before_is_folded(self, stage):
+        for n in range(600):
             stage.event(input_tokens=n)
-        assert stage.total()["input_tokens"] == 45
+        stage.ask("analytics")
+        player = stage.player("a")
+        folded = []
+        while not stage.answers():
+            folded.append(player.step().requests)
+        assert folded[:2] == [0, 256]
+        assert [result["requests"] for result in results(stage)] == [600]
+
+    def test_nobody_waits_for_what_comes_later(self, stage):
+        for n in range(300):
+            stage.event(input_tokens=n)
+        stage.ask("analytics")
+        player = stage.player("a").step()
+        while not stage.answers():
+            stage.batch(200)
+            player.step()
+        assert results(stage)[0]["requests"] < player.requests + 200
 
 
 class TestQuestions:
@@ -117,7 +148,7 @@ class TestQuestions:
                 [Append(key=stage.keys.log, fields=[b"j", b"{}"], entry_id=b"99999999999999-0")]
             ),
         )
-        stage.actor(script, lease_ms=10 * MINUTE_MS, recovery_lease_ms=10 * MINUTE_MS).run()
+        stage.actor(script, lease_ms=10 * MINUTE_MS).run()
         assert stage.answers() == []
 
     def test_a_question_just_before_that_is_answered(self, memory_stage):
@@ -130,7 +161,7 @@ class TestQuestions:
                 [Append(key=stage.keys.log, fields=[b"j", b"{}"], entry_id=b"99999999999999-0")]
             ),
         )
-        stage.actor(script, lease_ms=10 * MINUTE_MS, recovery_lease_ms=10 * MINUTE_MS).run()
+        stage.actor(script, lease_ms=10 * MINUTE_MS).run()
         assert len(stage.answers()) == 1
 
     @pytest.mark.parametrize(
@@ -159,7 +190,7 @@ class TestQuestions:
             raise ZeroDivisionError
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "answer", faulty)
+            patch.setattr(desk, "answer", faulty)
             stage.run(stage.ask, patch.undo, lambda: stage.ask(request_id="2"))
         wrong, right = stage.answers()
         assert (wrong.problem.field, wrong.problem.reason) == ("kind", "internal")
@@ -184,7 +215,7 @@ class TestQuestions:
 
     def test_status_says_where_the_last_snapshot_ends(self, stage):
         last = stage.event(input_tokens=1)
-        stage.run(nothing)
+        stage.saved()
         assert stage.status()["snapshot_offset"] == last.decode()
 
     def test_the_books_say_where_the_actor_is_too(self, stage):
@@ -203,7 +234,7 @@ class TestALotOfWork:
             script.advance(30)
             return {}
 
-        monkeypatch.setattr(loop, "answer", slow)
+        monkeypatch.setattr(desk, "answer", slow)
         script = Script(
             nothing, lambda: [stage.ask("analytics", request_id=str(n)) for n in range(5)],
             lambda: answered.append(len(stage.answers())), lambda: answered.append(len(stage.answers())), nothing,
@@ -212,7 +243,7 @@ class TestALotOfWork:
         stage.actor(script, recorder, block_ms=7).run()
         assert answered == [2, 4]
         assert [answer.request_id for answer in stage.answers()] == list("01234")
-        assert recorder.blocks_ms[:3] == [7, None, None]
+        assert recorder.blocks_ms[:3] == [7, None, None]  # the first one finds the questions
 
     def test_a_stop_answers_what_is_left(self, memory_stage, monkeypatch):
         stage = memory_stage
@@ -221,17 +252,30 @@ class TestALotOfWork:
             script.advance(60)
             return {}
 
-        monkeypatch.setattr(loop, "answer", slow)
+        monkeypatch.setattr(desk, "answer", slow)
         script = Script(nothing, lambda: [stage.ask("analytics", request_id=str(n)) for n in range(5)])
         stage.actor(script).run()
         assert len(stage.answers()) == 5
+
+    def test_but_not_for_longer_than_its_lease_is_good(self, memory_stage, monkeypatch):
+        stage = memory_stage
+
+        def slow(ledger, kind, arguments, now_ms):
+            script.advance(200)
+            return {}
+
+        monkeypatch.setattr(desk, "answer", slow)
+        script = Script(nothing, lambda: [stage.ask("analytics", request_id=str(n)) for n in range(50)])
+        stage.actor(script).run()
+        assert len(stage.answers()) == 4  # one in the loop, and three within a quarter of the lease
+        assert stage.connection.get(stage.keys.leader) == b"1:"
 
     def test_more_events_than_a_turn_should_have_are_folded_in_pieces(self, stage):
         positions = []
         script = Script(
             nothing, lambda: [stage.batch(1_000, input_tokens=1) for _ in range(40)],
-            lambda: positions.append(actor._state.position.entries),
-            lambda: positions.append(actor._state.position.entries),
+            lambda: positions.append(actor._follower.position.entries),
+            lambda: positions.append(actor._follower.position.entries),
         )  # fmt: skip
         actor = stage.actor(script)
         actor.run()
@@ -257,7 +301,9 @@ class TestCommands:
     def test_the_same_request_has_the_same_answer_after_a_restart(self, stage):
         stage.run(lambda: stage.command("record", "1", event={"input_tokens": 7}))
         stage.run(lambda: stage.command("record", "1", event={"input_tokens": 7}))
-        assert results(stage) == [{"counted": True, "reason": None}] * 2
+        assert (
+            results(stage) == [{"counted": True, "reason": None}] * 3
+        )  # the log was folded anew, and is answered anew
         assert stage.total()["requests"] == 1
 
     def test_an_unknown_command_is_answered_and_kept_aside(self, stage):
@@ -288,31 +334,25 @@ class TestDeadLetters:
 
     def test_a_dead_letter_is_written_once_however_often_the_log_is_replayed(self, stage):
         stage.append(b"j", b"{broken")
-        script = Script(nothing, nothing, nothing)
         for _ in range(3):
-            stage.actor(script).run()
-            stage.connection.write([Delete(keys=[stage.keys.snapshots, stage.keys.leader])])
+            stage.run(nothing, nothing)
         assert len(stage.dead()) == 1
         assert stage.status()["dead"] == {"decode": 1}
 
     def test_a_dead_letter_that_an_operator_has_dropped_does_not_come_back(self, stage):
         entry_id = stage.append(b"j", b"{broken")
         stage.run(nothing)
-        stage.connection.write([loop_delete(stage.keys.dead, entry_id), Delete(keys=[stage.keys.snapshots])])
+        stage.connection.write(
+            [DeleteEntries(key=stage.keys.dead, entry_ids=[entry_id]), Delete(keys=[stage.keys.snapshots])]
+        )
         stage.run(nothing)
         assert stage.dead() == []
 
     def test_dead_letters_are_bounded(self, stage, monkeypatch):
-        monkeypatch.setattr(loop, "DEAD_LENGTH_MAX", 100)
+        monkeypatch.setattr(desk, "DEAD_LENGTH_MAX", 100)
         stage.run(lambda: [stage.append(b"j", b"{broken") for _ in range(500)])
         assert 100 <= len(stage.dead()) <= 200
         assert stage.status()["dead"] == {"decode": 500}
-
-
-def loop_delete(key, entry_id):
-    from token_actor.transport.ports import DeleteEntries
-
-    return DeleteEntries(key=key, entry_ids=[entry_id])
 
 
 class TestReadCount:
@@ -359,7 +399,7 @@ class TestALostConnection:
         first, second = stage.answers()
         assert first.result["input_tokens"] == 3
         assert (first.epoch, second.epoch) == (1, 1)
-        assert [record.action for record in caplog.records] == ["server_away"]
+        assert [record.action for record in caplog.records] == ["server_away", "server_back"]
 
     def test_answers_that_were_lost_on_the_way_are_given_again(self, stage):
         recorder = Recorder(stage.connect())
@@ -398,19 +438,35 @@ class TestALostConnection:
         script = memory_stage.run(nothing, lose, nothing, nothing, lose, nothing, nothing, connection=recorder)
         assert script.waits_s == [0.05, 0.05]
 
-    def test_when_the_lease_is_gone_too_it_recovers_under_a_new_epoch(self, stage):
-        recorder = Recorder(stage.connect())
+    def test_when_the_lease_is_gone_too_and_nobody_has_led_it_goes_on_under_its_epoch(self, stage):
+        player = stage.player("a").step(2)
+        stage.event(input_tokens=1)
+        stage.connection.write([Delete(keys=[stage.keys.leader])])
+        stage.ask("analytics")
+        player.look()
+        assert stage.connection.get(stage.keys.leader) == b"1:a"
+        assert [(answer.epoch, answer.result["requests"]) for answer in stage.answers()] == [(1, 1)]
 
-        def lose():
-            stage.event(input_tokens=2)
-            stage.connection.write([Delete(keys=[stage.keys.leader])])
-            recorder.fail["read"] = [ServerUnavailable("gone")]
+    def test_when_somebody_else_has_led_meanwhile_it_stands_by_until_it_leads_again(self, stage):
+        stage.event(input_tokens=1)
+        player = stage.player("a").step(2)
+        overtake(stage, b"2:b")
+        with pytest.raises(LeadershipLost):
+            player.look()
+        assert player.epoch == 0
+        player.step()
+        stage.connection.write([Put(key=stage.keys.leader, value=b"2:")])
+        stage.event(input_tokens=1)
+        stage.ask("analytics")
+        player.look().step(2)
+        assert [(answer.epoch, answer.result["requests"]) for answer in stage.answers()] == [(3, 2)]
 
-        stage.run(
-            lambda: stage.event(input_tokens=1), lose, nothing, lambda: stage.ask("analytics"), connection=recorder
-        )
-        (answer,) = stage.answers()
-        assert (answer.epoch, answer.result["input_tokens"]) == (2, 3)
+    def test_a_lease_lost_in_the_loop_is_logged_and_survived(self, memory_stage, caplog):
+        stage = memory_stage
+        script = Script(nothing, lambda: (overtake(stage, b"2:b"), script.advance(500)), nothing, nothing)
+        stage.actor(script).run()
+        assert [record.action for record in caplog.records if record.levelno == logging.WARNING] == ["lease_lost"]
+        assert stage.connection.get(stage.keys.leader) == b"2:b"
 
     def test_a_stop_while_the_server_is_away_ends_it(self, memory_stage):
         def away():
@@ -433,13 +489,14 @@ class TestALostConnection:
 
 
 class TestTheStop:
-    def test_it_drains_snapshots_and_gives_the_lease_back(self, stage):
+    def test_it_gives_the_lease_back_at_once_and_leaves_the_rest_to_the_log(self, stage):
         stage.run(nothing)
-        last = [stage.event(input_tokens=n) for n in range(600)][-1]
+        for n in range(600):
+            stage.event(input_tokens=n)
         stage.run()
-        assert stage.connection.get(stage.keys.leader) is None
+        assert stage.connection.get(stage.keys.leader) == b"2:"
+        assert stage.snapshots() == []
         assert stage.total()["requests"] == 600
-        assert stage.status()["snapshot_offset"] == last.decode()
 
     def test_what_comes_in_the_last_moment_is_answered(self, stage):
         script = Script(nothing)
@@ -457,33 +514,41 @@ class TestTheStop:
         actor.run()
         assert [result["input_tokens"] for result in results(stage)] == [1]
 
-    def test_without_a_change_it_takes_no_snapshot(self, stage):
+    def test_without_a_change_no_snapshot_is_due(self, stage):
         stage.event(input_tokens=1)
-        stage.run(nothing)
-        assert len(stage.snapshots()) == 1
-        stage.run(nothing)
-        assert len(stage.snapshots()) == 1
+        stage.saved()
+        player = stage.player("b", snapshot_every_ms=0).step(3)
+        player.step(5, after_ms=1_000)
+        assert [entry_id for entry_id, _ in stage.snapshots()] == [b"1-1"]
 
-    def test_an_endless_log_does_not_hold_it_up_for_longer_than_it_may(self, memory_stage):
+    def test_an_endless_log_does_not_hold_it_up(self, memory_stage):
         stage = memory_stage
-        script = Script(nothing, nothing)
-        recorder = Recorder(stage.connect())
-        actor = stage.actor(script, recorder, drain_ms=3_000)
-        turns = itertools.count(1)
-        read = stage.connection.read
+        player = stage.player("a").step(2)
+        read = player.recorder._connection.read
 
         def endless(after, *, count, block_ms):
-            if not script._steps:
-                next(turns)
-                script.advance(500)
-                stage.event(input_tokens=1)
+            stage.event(input_tokens=1)
             return read(after, count=count, block_ms=None)
 
-        recorder.read = endless
-        actor.run()
-        assert next(turns) - 1 == 7  # the last one of the loop, and six of 500 ms
-        assert stage.connection.get(stage.keys.leader) is None
-        assert stage.state(stage.keys.log).length == stage.status()["events"]
+        player.recorder.read = endless
+        player.stop()
+        assert player.requests == 1
+        assert stage.connection.get(stage.keys.leader) == b"1:"
+
+    def test_one_that_finds_the_lease_gone_to_somebody_else_leaves_it_there(self, stage, caplog):
+        player = stage.player("a").step(2)
+        overtake(stage, b"2:b")
+        stage.append(b"j", b"{broken")
+        player.stop()
+        assert stage.connection.get(stage.keys.leader) == b"2:b"
+        assert stage.dead() == []
+        assert [record.action for record in caplog.records if record.levelno == logging.WARNING] == ["stopped"]
+
+    def test_one_that_stands_by_says_nothing_and_changes_nothing(self, stage):
+        stage.player("a").step(2)
+        watcher = stage.player("b").step(2)
+        watcher.stop()
+        assert stage.connection.get(stage.keys.leader) == b"1:a"
 
     def test_a_stop_before_it_ever_led_leaves_nothing(self, stage):
         stage.actor(Script()).run()
@@ -511,10 +576,15 @@ class TestPartitions:
         )
         assert stage.connection.get_fields(stage.keys.meta) == {b"partitions": b"2"}
 
-    def test_a_number_that_cannot_be_written_down_is_the_servers_refusal(self, stage):
+    def test_a_number_that_cannot_be_written_down_is_waited_for(self, stage, caplog):
         stage.connection.write([Put(key=stage.keys.meta, value=b"no hash")])
-        with pytest.raises(ServerRefused, match="WRONGTYPE"):
-            stage.run(nothing)
+        stage.run(nothing, nothing)
+        assert [(record.action, record.problem.split()[0]) for record in caplog.records] == [
+            ("server_refuses", "WRONGTYPE")
+        ]
+        assert stage.connection.get(stage.keys.leader) is None
+        stage.connection.write([Delete(keys=[stage.keys.meta])])
+        assert stage.total()["requests"] == 0
 
 
 class TestAFullServer:
@@ -544,7 +614,7 @@ class TestAFullServer:
         stage.run(lambda: (stage.append(b"j", b"{broken"), fill(True)), nothing)
         fill(False)
         assert stage.snapshots() == []
-        stage.run(nothing)
+        stage.saved()
         assert len(stage.dead()) == len(stage.snapshots()) == 1
 
     def test_waiting_for_room_the_actor_does_not_spin(self, full):
@@ -569,13 +639,27 @@ class TestAFullServer:
         stage.actor(script).run()
         assert holders == [b"1:actor"]
 
-    def test_an_actor_that_starts_at_a_full_server_says_why_it_cannot(self, full):
+    def test_an_actor_that_starts_at_a_full_server_says_why_it_cannot_and_leads_once_there_is_room(self, full, caplog):
         stage, fill = full
         fill(True)
-        with pytest.raises(ServerRefused) as refused:
-            stage.run(nothing)
-        assert refused.value.code == "OOM"
+        script = stage.run(nothing, nothing, lambda: fill(False), nothing, lambda: stage.ask("analytics"))
+        assert [record.action for record in caplog.records] == ["server_refuses", "server_back"]
+        assert caplog.records[0].problem.startswith("OOM ")
+        assert script.waits_s == [0.05, 0.1, 0.2]
+        assert len(stage.answers()) == 1
+
+    def test_one_that_gave_its_lease_back_there_leads_again_once_there_is_room(self, full):
+        stage, fill = full
+        stage.run(nothing)
+        watcher = stage.player("b").step()
+        watcher.actor._leadership.release()
+        fill(True)
+        with pytest.raises(ServerRefused, match="OOM"):
+            watcher.look()
+        assert watcher.epoch == 0
         fill(False)
+        watcher.look()
+        assert watcher.epoch > 1
 
     def test_a_snapshot_that_found_no_room_is_taken_later(self, full, caplog):
         stage, fill = full
@@ -595,14 +679,14 @@ class TestAFullServer:
 
 class TestTwoOfThem:
     def test_settings_are_plain_values(self):
-        settings = loop.ActorSettings(keys=Keys("n"), holder="h", bounds=Bounds(rows_max=10))
+        settings = ActorSettings(keys=Keys("n"), holder="h", bounds=Bounds(rows_max=10))
         assert dataclasses.replace(settings, partitions=2).bounds == Bounds(rows_max=10)
 
     def test_an_actor_in_a_thread_stops_within_its_block(self, namespace):
         stage = Stage(MemoryServer(), namespace)
         stop = threading.Event()
         actor = stage.actor(Script(), block_ms=50)
-        actor._clock = loop.Clock(lambda: 0, lambda: 0, stop.wait)
+        actor._clock = Clock(lambda: 0, lambda: 0, stop.wait)
         thread = threading.Thread(target=actor.run)
         thread.start()
         stop.set()

@@ -69,9 +69,10 @@ class TestTheStart:
     def test_it_is_logged_with_where_it_ends(self, stage, caplog):
         caplog.set_level(logging.INFO)
         last = stage.event(input_tokens=1)
+        stage.saved()
         stage.run(nothing)
-        (record,) = [record for record in caplog.records if record.action == "recovered"]
-        assert (record.offset, record.events) == (last.decode(), 1)
+        first, second = [record for record in caplog.records if record.action == "recovered"]
+        assert (first.offset, second.offset) == ("0-0", last.decode())
 
 
 class TestReplay:
@@ -125,35 +126,36 @@ class TestEqualStates:
         stage.command("reset", "2", tenant="default", session="s")
         stage.event(output_tokens=5, timestamp=1_000_000_000, tenant="t2")
 
-    def live_state(self, stage, *steps):
-        script = Script(nothing, *steps)
-        actor = stage.actor(script)
-        actor.run()
-        return actor._state
+    def lived(self, stage, times, **settings):
+        """Return an actor that has lived through so much of everything."""
+        player = stage.player("live", **settings).step()
+        for _ in range(times):
+            self.write_some_of_everything(stage)
+            player.step()
+        return player
+
+    def assert_same(self, again, player):
+        assert again.position.offset == player.position.offset
+        assert again.position.entries == player.position.entries
+        assert_same_state(again.ledger, player.actor._follower.ledger)
 
     def test_a_replay_gives_the_state_of_the_actor_that_lived_through_it(self, stage):
-        live = self.live_state(stage, *[lambda: self.write_some_of_everything(stage)] * 3)
-        stage.connection.write([Delete(keys=[stage.keys.snapshots])])
-        again = recovered(stage)
-        assert again.position == live.position
-        assert_same_state(again.ledger, live.ledger)
+        live = self.lived(stage, 3)
+        self.assert_same(recovered(stage), live)
 
     def test_a_snapshot_and_a_replay_give_it_too(self, stage):
-        self.live_state(stage, lambda: self.write_some_of_everything(stage))
-        live = self.live_state(stage, *[lambda: self.write_some_of_everything(stage)] * 2)
-        newest = stage.snapshots()[-1][0]
-        stage.connection.write([DeleteEntries(key=stage.keys.snapshots, entry_ids=[newest])])
+        self.write_some_of_everything(stage)
+        stage.saved()
+        live = self.lived(stage, 2)
         again = recover(stage.connection, stage.keys)
         assert again.manifest.snapshot_id == b"1-1"
         replay(stage.connection, stage.keys, again, epoch=1, on_read=lambda *_: None)
-        assert again.position == live.position
-        assert_same_state(again.ledger, live.ledger)
+        self.assert_same(again, live)
 
     def test_a_snapshot_alone_gives_it_too(self, stage):
-        live = self.live_state(stage, *[lambda: self.write_some_of_everything(stage)] * 3)
-        again = recover(stage.connection, stage.keys)
-        assert again.position == live.position
-        assert_same_state(again.ledger, live.ledger)
+        live = self.lived(stage, 3, snapshot_every_entries=20)
+        live.step(50)
+        self.assert_same(recover(stage.connection, stage.keys), live)
 
     def test_what_an_actor_was_killed_over_is_there_again(self, stage):
         script = Script(nothing, *[lambda: self.write_some_of_everything(stage)] * 3, explode)
@@ -161,7 +163,7 @@ class TestEqualStates:
         with pytest.raises(RuntimeError):
             actor.run()
         assert stage.snapshots() == []
-        assert_same_state(recovered(stage).ledger, actor._state.ledger)
+        assert_same_state(recovered(stage).ledger, actor._follower.ledger)
 
 
 def explode():
@@ -258,7 +260,7 @@ class TestDamage:
         stage = memory_stage
         monkeypatch.setattr(snapshots, "CHUNK_BYTES", 300)
         manifest = take_one(stage)
-        for index in range(manifest.chunk_count):
+        for index in range(len(manifest.chunks)):
             key = stage.keys.chunk(b"1-1", index)
             whole = stage.connection.get(key)
             for place in {0, len(whole) // 2, len(whole) - 1}:
@@ -276,34 +278,39 @@ def take_one(stage):
 
 
 class TestGaps:
-    def test_a_log_that_was_trimmed_without_a_snapshot_is_refused(self, stage):
-        ids = [stage.event(input_tokens=1) for _ in range(10)]
-        stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])
+    def refusal(self, stage):
         with pytest.raises(SnapshotError) as refused:
             recover(stage.connection, stage.keys)
-        assert str(refused.value) == (
-            f"3 entries of the log were removed before they were counted: the state ends at 0-0, "
-            f"the log begins at {ids[3].decode()}. Restore an older backup of the server, or start a new namespace."
+        return str(refused.value)
+
+    def test_a_log_that_was_trimmed_without_a_snapshot_is_refused_with_what_can_be_done(self, stage):
+        ids = [stage.event(input_tokens=1) for _ in range(10)]
+        stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])
+        assert self.refusal(stage) == (
+            "3 entries of the log were removed before they were counted: the state ends at 0-0, "
+            "and the log begins later. Restore an older backup of the server, start a new namespace, "
+            "or accept the loss with --accept-data-loss."
         )
 
-    def test_a_log_that_was_trimmed_behind_the_snapshot_is_refused_with_both_ids(self, stage):
+    def test_a_log_that_was_trimmed_behind_the_snapshot_is_refused_with_where_that_ends(self, stage):
         (end,) = snapshots_of(stage, 5)
         ids = [stage.event(input_tokens=1) for _ in range(5)]
         stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[2])])
-        with pytest.raises(SnapshotError) as refused:
-            recover(stage.connection, stage.keys)
-        assert f"2 entries of the log were removed before they were counted: the state ends at {end.decode()}" in str(
-            refused.value
+        assert self.refusal(stage).startswith(
+            f"2 entries of the log were removed before they were counted: the state ends at {end.decode()}"
         )
-        assert f"the log begins at {ids[2].decode()}" in str(refused.value)
 
     def test_a_log_that_was_trimmed_to_nothing_behind_the_snapshot_is_refused(self, stage):
         snapshots_of(stage, 5)
         last = [stage.event(input_tokens=1) for _ in range(5)][-1]
-        milliseconds, _, sequence = last.partition(b"-")
-        stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=b"%s-%d" % (milliseconds, int(sequence) + 1))])
-        with pytest.raises(SnapshotError, match=f"^5 entries .* begins at {last.decode()}"):
-            recover(stage.connection, stage.keys)
+        trim_all(stage, last)
+        assert self.refusal(stage).startswith("5 entries ")
+
+    def test_one_whose_end_was_deleted_behind_the_snapshot_is_refused(self, stage):
+        snapshots_of(stage, 5)
+        ids = [stage.event(input_tokens=1) for _ in range(3)]
+        stage.connection.write([DeleteEntries(key=stage.keys.log, entry_ids=ids)])
+        assert self.refusal(stage).startswith("3 entries ")
 
     def test_an_actor_does_not_start_on_a_gap(self, stage):
         ids = [stage.event(input_tokens=1) for _ in range(10)]
@@ -312,6 +319,31 @@ class TestGaps:
             stage.run(stage.ask)
         assert stage.answers() == []
         assert stage.snapshots() == []
+        assert stage.connection.get(stage.keys.leader) is None
+
+    def test_an_actor_that_may_lose_data_starts_on_it_and_counts_the_loss(self, stage, caplog):
+        ids = [stage.event(input_tokens=1) for _ in range(10)]
+        stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])
+        stage.run(stage.ask, nothing, accept_data_loss=True)
+        (status,) = [answer.result for answer in stage.answers()]
+        assert (status["events"], status["lost_entries"], status["entries"]) == (7, 3, 10)
+        assert [(record.levelno, record.action, record.lost) for record in caplog.records] == [
+            (logging.ERROR, "log_trimmed", 3)
+        ]
+
+    def test_it_answers_although_nothing_is_left_of_the_log(self, stage):
+        last = [stage.event(input_tokens=1) for _ in range(10)][-1]
+        trim_all(stage, last)
+        stage.run(lambda: stage.ask(after=last), nothing, accept_data_loss=True)
+        (status,) = [answer.result for answer in stage.answers()]
+        assert (status["events"], status["lost_entries"], status["offset"]) == (0, 10, last.decode())
+
+    def test_a_loss_that_was_accepted_is_saved_and_needs_not_be_accepted_again(self, stage):
+        ids = [stage.event(input_tokens=1) for _ in range(10)]
+        stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])
+        stage.saved(accept_data_loss=True)
+        status = stage.status()
+        assert (status["events"], status["lost_entries"]) == (7, 3)
 
     def test_a_log_that_was_trimmed_up_to_the_snapshot_is_fine(self, stage):
         (end,) = snapshots_of(stage, 5)
@@ -321,29 +353,38 @@ class TestGaps:
 
     def test_trimming_by_many_snapshots_leaves_no_gap(self, stage):
         for n in range(1, 8):
-            stage.run(lambda: [stage.event(input_tokens=1) for _ in range(n)])  # noqa: B023 - run at once
+            for _ in range(n):
+                stage.event(input_tokens=1)
+            stage.saved()
         assert stage.state(stage.keys.log).length < 28
         assert stage.total()["requests"] == 28
 
 
+def trim_all(stage, last):
+    """Trim the log to nothing."""
+    milliseconds, _, sequence = last.partition(b"-")
+    stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=b"%s-%d" % (milliseconds, int(sequence) + 1))])
+
+
 class TestALogThatLostItsTail:
-    def test_a_log_that_ends_before_the_snapshot_is_gone_on_with_and_said(self, stage, caplog):
-        (end,) = snapshots_of(stage, 5)
+    def test_a_log_that_ends_before_the_snapshot_is_gone_on_with(self, stage):
+        snapshots_of(stage, 5)
         entries = stage.connection.range(stage.keys.log, count=2)
         stage.connection.write([Delete(keys=[stage.keys.log])])
         stage.connection.write([Append(key=stage.keys.log, fields=f, entry_id=entry_id) for entry_id, f in entries])
-        state = recovered(stage)
-        assert state.ledger.total()["requests"] == 5
-        (record,) = caplog.records
-        assert (record.levelno, record.action, record.offset) == (
-            logging.WARNING, "log_behind_snapshot", end.decode()
-        )  # fmt: skip
+        assert recovered(stage).ledger.total()["requests"] == 5
 
-    def test_so_is_a_log_that_is_gone(self, stage, caplog):
+    def test_so_is_a_log_that_is_gone(self, stage):
         snapshots_of(stage, 5)
         stage.connection.write([Delete(keys=[stage.keys.log])])
         assert recovered(stage).ledger.total()["requests"] == 5
-        assert actions(caplog) == ["log_behind_snapshot"]
+
+    def test_an_actor_says_so(self, stage, caplog):
+        (end,) = snapshots_of(stage, 5)
+        stage.connection.write([Delete(keys=[stage.keys.log])])
+        stage.run(nothing)
+        (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert (record.levelno, record.action, record.was) == (logging.ERROR, "log_replaced", end.decode())
 
     def test_what_comes_afterwards_is_counted(self, stage):
         snapshots_of(stage, 5)
@@ -352,5 +393,5 @@ class TestALogThatLostItsTail:
         assert stage.total()["input_tokens"] == 15
 
     def test_a_namespace_that_never_had_a_log_is_nothing_to_warn_of(self, stage, caplog):
-        recover(stage.connection, stage.keys)
+        stage.run(nothing)
         assert caplog.records == []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.contract.doubles import TcpProxy
-from token_actor.actor.loop import ActorSettings
+from token_actor.actor.settings import ActorSettings
 from token_actor.client.aio import AsyncFace
 from token_actor.client.engine import Engine
 from token_actor.client.settings import ClientSettings

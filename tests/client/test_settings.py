@@ -20,6 +20,9 @@ def test_the_defaults_are_those_of_the_guide():
         "buffer_events_max": 100_000,
         "timeout_s": 5.0,
         "lines_max": 16,
+        "spool_dir": None,
+        "spool_bytes_max": 268_435_456,
+        "spool_full": "block",
         "resend_share": 0.0,
     }
 

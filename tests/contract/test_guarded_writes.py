@@ -15,7 +15,7 @@ from token_actor.transport.ports import Append, Delete, Expire, Increment, Put, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from token_actor.transport.ports import Connection
+    from token_actor.transport.ports import Connection, Operation
     from token_actor.transport.redis import RedisConnection
 
 
@@ -23,7 +23,7 @@ class TestGuardedWrites:
     def test_operations_are_carried_out_while_the_key_holds_the_value(self, connection: Connection, key: Key) -> None:
         first, second = append(connection, key("log"), b"1", b"2")
         one(connection, Put(key=key("leader"), value=b"7:a"))
-        operations = [Increment(key=key("n")), TrimBelow(key=key("log"), entry_id=second)]
+        operations: list[Operation] = [Increment(key=key("n")), TrimBelow(key=key("log"), entry_id=second)]
         assert connection.write_if(key("leader"), b"7:a", operations) == [1, 1]
         assert first not in ids(connection.range(key("log"), count=10))
 
@@ -43,7 +43,7 @@ class TestGuardedWrites:
 
     def test_the_key_itself_may_be_changed(self, connection: Connection, key: Key) -> None:
         one(connection, Put(key=key("leader"), value=b"1:a"))
-        operations = [Expire(key=key("leader"), ttl_ms=60_000), Put(key=key("leader"), value=b"1:")]
+        operations: list[Operation] = [Expire(key=key("leader"), ttl_ms=60_000), Put(key=key("leader"), value=b"1:")]
         assert connection.write_if(key("leader"), b"1:a", operations) == [1, b"OK"]
         assert connection.get(key("leader")) == b"1:"
 

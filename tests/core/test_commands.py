@@ -18,7 +18,10 @@ def ledger():
 
 def run(ledger, operation, arguments=None, *, request_id="1", client="c", log_ms=START_MS, **more):
     command = Command(operation=operation, request_id=request_id, client=client, arguments=arguments or {}, **more)
-    return execute(ledger, command, log_ms)[0]
+    outcome = execute(ledger, command, log_ms)
+    if outcome.problem is not None:
+        raise outcome.problem
+    return outcome.answer
 
 
 def record(ledger, of, **more):
@@ -39,9 +42,9 @@ def test_a_recorded_duplicate_does_not_count_and_the_answer_says_so(ledger):
 def test_a_recorded_conflict_does_not_count_and_is_told_to_everybody(ledger):
     apply(ledger, event(5, message_id="m"))
     command = Command(operation="record", request_id="1", client="c", arguments={}, event=event(6, message_id="m"))
-    answer, rejections = execute(ledger, command, START_MS)
-    assert answer == {"counted": False, "reason": "id_conflict"}
-    assert [rejection.reason for rejection in rejections] == ["id_conflict"]
+    outcome = execute(ledger, command, START_MS)
+    assert outcome.answer == {"counted": False, "reason": "id_conflict"}
+    assert [rejection.reason for rejection in outcome.rejections] == ["id_conflict"]
     assert ledger.dead == {"id_conflict": 1}
 
 
@@ -49,7 +52,7 @@ def test_what_could_not_be_counted_is_told_once(ledger):
     apply(ledger, event(5, message_id="m"))
     command = Command(operation="record", request_id="1", client="c", arguments={}, event=event(6, message_id="m"))
     first, again = (execute(ledger, command, START_MS) for _ in range(2))
-    assert (again[0], again[1]) == (first[0], [])
+    assert (again.answer, again.rejections) == (first.answer, ())
     assert ledger.dead == {"id_conflict": 1}
 
 
@@ -111,14 +114,26 @@ def test_a_session_to_reset_must_be_named(ledger, arguments, field, reason):
     assert (refused.value.field, refused.value.reason) == (field, reason)
 
 
-def test_a_refused_command_is_not_remembered(ledger):
+def test_a_refused_request_is_refused_again_in_the_same_words_whatever_it_asks_then(ledger):
+    for _ in range(2):
+        with pytest.raises(InvalidValue) as refused:
+            run(ledger, "explode")
+        assert (str(refused.value), refused.value.reason) == ("command 'explode' is not known", "unknown_command")
     with pytest.raises(InvalidValue):
-        run(ledger, "explode")
-    assert record(ledger, event(5)) == {"counted": True, "reason": None}
+        record(ledger, event(5))
+    assert (total(ledger, "requests"), ledger.dead) == (0, {"unknown_command": 1})
+
+
+def test_a_refused_request_has_something_to_put_aside_the_first_time_only(ledger):
+    command = Command(operation="reset", request_id="1", client="c", arguments={})
+    first, again = (execute(ledger, command, START_MS) for _ in range(2))
+    assert [rejection.reason for rejection in first.rejections] == ["decode"]
+    assert again.rejections == ()
 
 
 def test_the_oldest_answers_are_forgotten_when_there_are_too_many(ledger, monkeypatch):
     monkeypatch.setattr(commands, "ANSWERS_MAX", 2)
     for number in "123":
         record(ledger, event(1), request_id=number)
-    assert list(ledger.answers) == [("c", "2"), ("c", "3")]
+    assert [ledger.answers.get(("c", number)) is None for number in "123"] == [True, False, False]
+    assert len(ledger.answers) == 2

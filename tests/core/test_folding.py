@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from tests.makers import packed, state_of
 from token_actor.actor.fold import fold
-from token_actor.core import snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
@@ -15,7 +15,6 @@ from token_actor.core.series import OTHER
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import Event, series_key
 from token_actor.wire.batches import encode_batch
-from token_actor.wire.codec import pack_state
 
 HOUR_MS = 3_600_000
 START_MS = 500_000 * HOUR_MS
@@ -143,8 +142,7 @@ def folded(entries, sizes):
         size = next(sizes)
         dead += fold(ledger, entries[start : start + size], epoch=1).dead
         start += size
-    state = {name: pack_state({"value": part}) for name, part in snapshot.dump(ledger).items()}
-    return ledger, state, dead
+    return ledger, packed(state_of(ledger)), dead
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -101,8 +101,8 @@ NOT_DECODED = {
     "nil": (b"e", b"\xc0"),
     "a misspelt field": (b"j", b'{"input_token": 5}'),
     "a misspelt field of a batch": (b"b", changed(x=1)),
-    "invalid UTF-8": (b"e", b"\x81\xa5model\xa1\xff"),
-    "invalid UTF-8 in JSON": (b"j", b'{"model": "\xff"}'),
+    "a field name that is not UTF-8": (b"e", b"\x81\xa5mode\xff\xa1m"),
+    "a field name of JSON that is not UTF-8": (b"j", b'{"mode\xff": "m"}'),
     "an array of four billion": (b"e", b"\xdd\xff\xff\xff\xff"),
     "a map of four billion": (b"e", b"\xdf\xff\xff\xff\xff"),
     "a batch of four billion keys": (b"b", b"\x81\xa1k\xdd\xff\xff\xff\xff"),
@@ -159,7 +159,7 @@ def test_an_entry_with_any_other_number_of_fields_is_dead_decode(fields):
 @given(st.sampled_from([b"b", b"c", b"e", b"j"]), st.binary(max_size=300))
 @examples(300)
 def test_random_bytes_are_dead_decode_or_an_event_or_of_another_version(name, value):
-    assert outcome(name, value) in {None, "decode", "version"}
+    assert outcome(name, value) in {None, "decode", "version", "bad_name"}
 
 
 @pytest.mark.parametrize("byte", range(0, 256, 5))
@@ -296,7 +296,82 @@ def test_half_a_character_in_json_is_dead_bad_name():
     for field in ("model", "message_id"):
         assert outcome(b"j", b'{"%s": "\\ud800"}' % field.encode()) == "bad_name"
     assert outcome(b"j", b'{"tags": {"a": "\\ud800"}}') == "bad_name"
-    assert outcome(b"j", b'{"model": "\xed\xa0\x80"}') in {"bad_name", "decode"}
+    assert outcome(b"j", b'{"model": "\xed\xa0\x80"}') == "bad_name"
+
+
+@pytest.mark.parametrize("field", [b"model", b"tenant", b"message_id"])
+def test_a_name_that_is_not_utf_8_is_dead_bad_name(field):
+    assert outcome(b"e", b"\x81" + pack(field.decode()) + b"\xa1\xff") == "bad_name"
+    assert outcome(b"j", b'{"%s": "\xff"}' % field) == "bad_name"
+    command = pack({"v": 1, "id": "1", "client": "a", "op": "record", "event": {field.decode(): "@"}})
+    assert outcome(b"c", command.replace(b"@", b"\xff")) == "bad_name"
+
+
+def test_tags_that_are_not_utf_8_are_dead_bad_name():
+    for value in (b"\x81\xa4tags\x81\xa1a\xa1\xff", b"\x81\xa4tags\x81\xa1\xff\xa1a"):
+        assert outcome(b"e", value) == "bad_name"
+
+
+def test_only_the_events_of_a_batch_whose_names_are_not_utf_8_are_dead_bad_name():
+    for broken in (event(2, model="@"), event(2, message_id="@"), event(2, tags={"a": "@"})):
+        ledger = Ledger()
+        batch = encode_batch([event(1, model="m", message_id="x"), broken], producer=PRODUCER, epoch=0, first_seq=0)
+        (letter,) = fold(ledger, [entry(batch.replace(b"@", b"\xff"))], epoch=1).dead
+        assert [(position, reason) for position, reason, _ in letter.events] == [(1, "bad_name")]
+        assert (total(ledger), ask(ledger, "status")["missing"]) == (1, 0)
+
+
+# --- sequence numbers of what cannot be read ----------------------------------------------------------
+
+UNREADABLE = {
+    "too large": BATCH + b"\xc0" * BATCH_BYTES_MAX,
+    "cut short": BATCH[:-1],
+    "with a byte behind it": BATCH + b"\xc0",
+    "with an unknown field": changed(x=1),
+    "with a field twice": bytes([BATCH[0] + 1]) + BATCH[1:] + b"\xa1v\x01",
+    "with columns of another length": changed(i=b"\x01\x02\x03"),
+    "with an extension type": changed(g=[msgpack.ExtType(5, b"x"), None]),
+    "with a list where none belongs": changed(i=[1, 2]),
+}
+
+
+def holes(*values):
+    """Return how many events are missing after a batch of numbers 0 and 1, values, and one of numbers 4 and 5."""
+    ledger = Ledger()
+    read = [entry(changed()), *(entry(value, seq=place + 1) for place, value in enumerate(values)), entry(changed(q=4))]
+    letters = fold(ledger, read, epoch=1).dead
+    return ask(ledger, "status")["missing"], len(letters), ledger.dead
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_batch_that_cannot_be_read_leaves_no_false_hole_if_its_numbers_can(name):
+    value = UNREADABLE[name].replace(b"\xa1q\x00", b"\xa1q\x02", 1)
+    reason = "too_large" if name == "too large" else "decode"
+    assert holes(value) == (0, 1, {reason: 1})
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_batch_that_cannot_be_read_is_quarantined_once_however_often_it_comes(name):
+    value = UNREADABLE[name].replace(b"\xa1q\x00", b"\xa1q\x02", 1)
+    assert holes(value, value, value)[:2] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"p": b"short"}, {"p": None}, {"o": -1}, {"q": "2"}, {"q": 2**63}, {"n": 0}, {"n": 5_000}, {"n": [2]}]
+)
+def test_the_events_of_a_batch_whose_numbers_cannot_be_trusted_are_missing(fields):
+    assert holes(changed(**{"q": 2, **fields})) == (2, 1, {"decode": 1})
+
+
+def test_the_events_of_a_batch_of_another_version_are_missing_until_it_is_counted():
+    assert holes(changed(q=2, v=2)) == (2, 1, {"version": 1})
+    assert holes(changed(q=2, v=2), changed(q=2)) == (0, 1, {"version": 1})
+
+
+def test_a_batch_that_cannot_be_read_uses_up_its_numbers_where_it_stands_in_the_log():
+    broken, whole = changed(q=2, x=1), changed(q=2)
+    assert holes(broken, whole)[1:] == (1, {"decode": 1})
+    assert holes(whole, broken)[1:] == (0, {})
 
 
 @pytest.mark.parametrize("message_id", ["x" * 257, "é" * 129])

@@ -20,12 +20,12 @@ from token_actor.wire.codec import (
     ITEMS_MAX,
     MESSAGE_BYTES_MAX,
     pack,
-    pack_state,
+    pack_tree,
     unpack,
     unpack_batch,
     unpack_json,
     unpack_message,
-    unpack_state,
+    unpack_trees,
 )
 
 LISTS = {"k", "m"}
@@ -133,7 +133,6 @@ def test_what_is_too_large_is_not_even_looked_at():
         (b"\x81\xa1a", "not msgpack: "),
         (b"\x81\xa1a\xa5bc", "not msgpack: "),
         (b"\x80\x80", "not msgpack: "),
-        (b"\x81\xa1\xff\x01", "not msgpack: "),
         (b"\x82\xa1a\x01\xa1a\x02", "not msgpack: a key occurs twice"),
         (b"\x81\xa1a\x82\xa1b\x01\xa1b\x02", "not msgpack: a key occurs twice"),
         (b"\x81\xc4\x01a\x01", "not msgpack: a key is no string"),
@@ -157,6 +156,15 @@ def test_bytes_that_are_no_map_of_distinct_strings_are_refused(decode, data, det
     assert len(said) > len("not msgpack: ")
 
 
+def test_a_text_that_is_not_utf_8_is_refused_or_escaped_as_asked_for():
+    assert refusal(unpack_message, b"\xa1\xff") == ("decode", "must be a map, not str")
+    for data in (b"\x81\xa1\xff\x01", b"\x81\xa1a\xa1\xff"):
+        assert refusal(unpack_trusted, data)[0] == "decode"
+        assert refusal(unpack_message, data) == ("bad_name", "a text is not UTF-8: invalid start byte")
+    assert unpack_message(b"\x81\xa1a\xa1\xff", any_text=True) == {"a": "\udcff"}
+    assert unpack_json(b'{"a": "\xff"}') == unpack_lists(b"\x81\xa1a\xa1\xff") == {"a": "\udcff"}
+
+
 @pytest.mark.parametrize("decode", MSGPACK)
 @pytest.mark.parametrize("value", [1, "a", None, [], [1]])
 def test_a_value_that_is_no_map_is_refused(decode, value):
@@ -166,7 +174,7 @@ def test_a_value_that_is_no_map_is_refused(decode, value):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"{", b"{}{}", b"{'a': 1}", b'{"a": 1,}', b"[]", b"1", b"null", b'"a"', b"\xff\xfe", b'{"a": "\xff"}',
+        b"", b"{", b"{}{}", b"{'a': 1}", b'{"a": 1,}', b"[]", b"1", b"null", b'"a"', b"\xff\xfe",
         b'{"a": 1, "a": 2}', b'{"x": {"a": 1, "a": 2}}', b'{"a": ' + b"9" * 5000 + b"}", b"[" * 16_000, b'{"a":' * 3000,
         b'{"a": 01}', b'{"a": "\n"}',
     ],
@@ -290,7 +298,7 @@ def test_what_is_packed_unpacks_to_the_same(value):
 @examples(150)
 def test_random_bytes_are_a_map_or_refused(decode, data):
     read = read_or_refused(decode, data)
-    assert type(read) is dict or read.startswith("decode: ")
+    assert type(read) is dict or read.startswith(("decode: ", "bad_name: "))
 
 
 # --- states ---------------------------------------------------------------------------------------
@@ -311,25 +319,36 @@ def test_random_bytes_are_a_map_or_refused(decode, data):
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
-def test_an_array_in_a_state_comes_back_as_it_was(array):
-    (again,) = unpack_state(pack_state({"array": array})).values()
-    assert plain(again) == plain(array)
+def test_an_array_in_a_tree_comes_back_as_it_was(array):
+    (again,) = unpack_trees(pack_tree({"array": array}))
+    assert plain(again) == plain({"array": array})
 
 
-def test_a_state_may_hold_maps_with_any_keys():
-    assert unpack_state(pack_state({"a": {1: "b", "c": [None, b"d"]}})) == {"a": {1: "b", "c": [None, b"d"]}}
+def test_a_tree_may_hold_maps_with_any_keys():
+    assert unpack_trees(pack_tree({"a": {1: "b", "c": [None, b"d"]}})) == [{"a": {1: "b", "c": [None, b"d"]}}]
 
 
-def test_a_state_holds_nothing_else():
+def test_the_trees_of_a_segment_lie_one_after_the_other():
+    assert unpack_trees(pack_tree({"a": 1}) + pack_tree({}) + pack_tree({"b": 2})) == [{"a": 1}, {}, {"b": 2}]
+    assert unpack_trees(b"") == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_segment_that_is_cut_short_is_refused(cut):
+    with pytest.raises(BadEntry, match="incomplete"):
+        unpack_trees((pack_tree({"a": 1}) + pack_tree({"b": 2}))[:-cut])
+
+
+def test_a_tree_holds_nothing_else():
     with pytest.raises(TypeError, match="a state holds no set"):
-        pack_state({"a": {1}})
+        pack_tree({"a": {1}})
 
 
-def test_a_state_with_an_extension_that_is_no_array_is_refused():
+def test_a_tree_with_an_extension_that_is_no_array_is_refused():
     with pytest.raises(ValueError, match="extension type 9"):
-        unpack_state(msgpack.packb({"a": msgpack.ExtType(9, b"")}))
+        unpack_trees(msgpack.packb({"a": msgpack.ExtType(9, b"")}))
 
 
-def test_a_state_is_a_map():
+def test_a_tree_is_a_map():
     with pytest.raises(BadEntry, match="must be a map, not list"):
-        unpack_state(b"\x90")
+        unpack_trees(b"\x90")

@@ -120,7 +120,7 @@ def test_random_bytes_are_a_message_or_refused(decode, data):
         reason = None
     except BadEntry as bad:
         reason = bad.reason
-    assert reason in {None, "decode", "version"}
+    assert reason in {None, "decode", "version", "bad_name"}
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ LETTER = dict(
 )
 
 
-@pytest.mark.parametrize("name", LETTER)
+@pytest.mark.parametrize("name", sorted(set(LETTER) - {b"whole"}))
 def test_a_dead_letter_that_lacks_a_field_is_refused(name):
     fields = [part for pair in LETTER.items() for part in pair if pair[0] != name]
     with pytest.raises(BadEntry, match="not a dead letter"):

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from token_actor.core.columns import Columns, Rejection
+from token_actor.core.columns import Columns
 from token_actor.core.commands import execute
-from token_actor.errors import InvalidValue
 from token_actor.wire.messages import Answer, DeadLetter
-from token_actor.wire.reads import PlacedCommand, decode_read
+from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from token_actor.core.columns import Rejection
     from token_actor.core.ledger import Ledger
     from token_actor.transport.ports import Entry
 
@@ -44,6 +44,10 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
     for step in read.steps:
         if isinstance(step, Columns):
             rejections += ledger.apply(step)
+        elif isinstance(step, RefusedBatch):
+            rejections += ledger.refuse(step.numbers, step.rejection)
+        elif isinstance(step, PlacedClock):
+            ledger.tell(step.id_ms, step.clock.now_ms, step.clock.epoch)
         else:
             rejections += _execute(ledger, step, folded, epoch)
     rejections.sort(key=lambda rejection: rejection.entry)
@@ -55,13 +59,7 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
 
 def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) -> list[Rejection]:
     command = placed.command
-    try:
-        result, rejections = execute(ledger, command, placed.log_ms)
-        answer = Answer(request_id=command.request_id, epoch=epoch, result=result)
-        rejections = [replace(rejection, entry=placed.entry, position=None) for rejection in rejections]
-    except InvalidValue as problem:
-        answer = Answer(request_id=command.request_id, epoch=epoch, problem=problem)
-        rejections = [Rejection(placed.entry, None, problem.reason, str(problem))]
-        ledger.reject(rejections)
+    outcome = execute(ledger, command, placed.log_ms)
+    answer = Answer(request_id=command.request_id, epoch=epoch, result=outcome.answer, problem=outcome.problem)
     folded.answers.append((command.client, answer))
-    return rejections
+    return [replace(rejection, entry=placed.entry, position=None) for rejection in outcome.rejections]

@@ -7,14 +7,16 @@ numbers that are wrong and look right.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from token_actor.actor.continuity import Break, entries_from, find_break
 from token_actor.actor.fold import Folded, fold
-from token_actor.actor.snapshots import Manifest, Position, list_manifests, load_snapshot
+from token_actor.actor.manifests import Manifest, Position, list_manifests
+from token_actor.actor.snapshots import load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.errors import ServerRefused, SetupError, SnapshotError
-from token_actor.transport.ports import FIRST, Connection, PutField, StreamState
+from token_actor.transport.ports import FIRST, Connection, PutField
 from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from token_actor.wire.keys import Keys
 
-_ENTRIES_PER_READ: Final = 512  # of at most 64 KiB each
+NOWHERE: Final = Position(offset=FIRST, entries=0)
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +37,52 @@ class Recovered:
     position: Position
     manifest: Manifest | None
 
+    @property
+    def began(self) -> Position:
+        """Return where the log goes on after the snapshot."""
+        return NOWHERE if self.manifest is None else self.manifest.position
 
-def recover(connection: Connection, keys: Keys, bounds: Bounds | None = None) -> Recovered:
+
+def recover(
+    connection: Connection, keys: Keys, bounds: Bounds | None = None, *, accept_data_loss: bool = False
+) -> Recovered:
     """Return the state of the newest usable snapshot, or an empty one when the log is all there is.
 
-    Raises ``SnapshotError`` when the log does not go back to where the state ends.
+    Raises ``SnapshotError`` when the log does not go back to where the state ends, unless whoever runs
+    the actor said that it may go on with what is left; the loss is counted in the position then.
     """
-    stream = connection.stream_state(keys.log)
     for manifest in list_manifests(connection, keys):
         try:
             ledger = load_snapshot(connection, keys, manifest, bounds)
         except SnapshotError as error:
             log.warning("A snapshot cannot be used", extra={"action": "snapshot_damaged", "problem": str(error)})
             continue
-        _check_no_gap(stream, manifest.position)
-        return Recovered(ledger, manifest.position, manifest)
-    start = Position(offset=FIRST, entries=0)
-    _check_no_gap(stream, start)
-    return Recovered(Ledger(bounds), start, None)
+        return Recovered(ledger, _without_gap(connection, keys, manifest.position, accept_data_loss), manifest)
+    return Recovered(Ledger(bounds), _without_gap(connection, keys, NOWHERE, accept_data_loss), None)
+
+
+def _without_gap(connection: Connection, keys: Keys, position: Position, accept_data_loss: bool) -> Position:  # noqa: FBT001 - passed on
+    """Return the position to go on from."""
+    found = find_break(connection, keys.log, position)
+    if found is None or found.replaced:
+        return position
+    lost = (
+        f"{found.lost} entries of the log were removed before they were counted: the state ends at "
+        f"{position.offset.decode()}, and the log begins later."
+    )
+    if not accept_data_loss:
+        raise SnapshotError(
+            f"{lost} Restore an older backup of the server, start a new namespace, or accept the loss with "
+            "--accept-data-loss."
+        )
+    log.error(lost, extra={"action": "log_trimmed", "lost": found.lost})
+    return without(position, found)
+
+
+def without(position: Position, loss: Break) -> Position:
+    """Return the position to go on from after entries that were removed before they were counted."""
+    offset = max(position.offset, loss.offset, key=id_pair)
+    return replace(position, offset=offset, entries=position.entries + loss.lost, lost=position.lost + loss.lost)
 
 
 def check_partitions(connection: Connection, keys: Keys, partitions: int) -> None:
@@ -73,23 +103,6 @@ def check_partitions(connection: Connection, keys: Keys, partitions: int) -> Non
         )
 
 
-def _check_no_gap(stream: StreamState | None, position: Position) -> None:
-    if stream is None or id_pair(stream.last_id) < id_pair(position.offset):
-        if position.entries:
-            log.warning(
-                "The log ends before the snapshot: the server lost its tail; what was counted stays counted",
-                extra={"action": "log_behind_snapshot", "offset": position.offset.decode()},
-            )
-        return
-    removed = stream.entries_added - stream.length
-    if removed > position.entries:
-        raise SnapshotError(
-            f"{removed - position.entries} entries of the log were removed before they were counted: the state ends "
-            f"at {position.offset.decode()}, the log begins at {(stream.first_id or stream.last_id).decode()}. "
-            "Restore an older backup of the server, or start a new namespace."
-        )
-
-
 def replay(
     connection: Connection,
     keys: Keys,
@@ -106,14 +119,11 @@ def replay(
     if until is None:
         stream = connection.stream_state(keys.log)
         until = FIRST if stream is None else stream.last_id
-    while id_pair(recovered.position.offset) < id_pair(until):
-        after = b"(" + recovered.position.offset
-        entries = connection.range(keys.log, start=after, end=until, count=_ENTRIES_PER_READ)
-        if not entries:
-            return
+    for read in entries_from(connection, keys.log, recovered.position.offset, until):
+        entries = read
         while entries:
             folded = fold(recovered.ledger, entries, epoch=epoch)
             count = recovered.position.entries + folded.entries
-            recovered.position = Position(offset=entries[folded.entries - 1][0], entries=count)
+            recovered.position = replace(recovered.position, offset=entries[folded.entries - 1][0], entries=count)
             entries = entries[folded.entries :]
             on_read(folded, folded.entries)

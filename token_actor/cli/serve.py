@@ -17,16 +17,18 @@ import typer
 from token_actor.cli.logs import start_logging
 from token_actor.cli.options import CONNECTION, Namespace, Redis, target_of
 from token_actor.embedded import EmbeddedServer
-from token_actor.errors import TokenActorError
+from token_actor.errors import ServerUnavailable, TokenActorError
+from token_actor.operations.server import check_server
 from token_actor.service import actor_settings, connector_of, run_actor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from token_actor.actor.loop import ActorSettings
+    from token_actor.actor.settings import ActorSettings
     from token_actor.transport.ports import Connector
 
 ENDED: Final = "ended"
+AWAY_S: Final = 1.0  # between two looks for a server that is not there yet
 _EMBEDDED: Final = "The embedded server"
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,9 @@ def serve(
         int | None,
         typer.Option(min=1, max=65535, metavar="N", help="Its port; else a free one.", rich_help_panel=_EMBEDDED),
     ] = None,
+    accept_data_loss: Annotated[
+        bool, typer.Option("--accept-data-loss", help="Start on a server that can lose the log.")
+    ] = False,
     log_json: Annotated[bool, typer.Option(help="Log as JSON lines.")] = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -75,20 +80,60 @@ def serve(
                 log.warning(kept, extra={"action": "temporary_data"})
         target = target_of(redis, namespace)
         settings = actor_settings(target.namespace, partition=partition, partitions=partitions)
-        run_until_asked(connector_of(target.url, target.namespace), settings, requests)
+        connector = connector_of(target.url, target.namespace)
+
+        def check(facts: Mapping[str, str]) -> None:
+            if not embedded:  # whose settings are ours
+                examine(facts, with_password=target.has_password, accept_data_loss=accept_data_loss)
+
+        run_until_asked(connector, settings, requests, check)
 
 
-def run_until_asked(connector: Connector, settings: ActorSettings, requests: SimpleQueue[str]) -> None:
+def examine(facts: Mapping[str, str], *, with_password: bool, accept_data_loss: bool) -> None:
+    """Log what is to be said about a server. Raises ``SetupError`` when the log would not be safe there."""
+    for finding in check_server(facts, with_password=with_password, accept_data_loss=accept_data_loss):
+        extra = {"subject": finding.subject, "found": finding.found, "advice": finding.advice}
+        log.warning("The server can lose usage", extra={"action": "server_unsafe", **extra})
+
+
+def facts_of(connector: Connector, stop: threading.Event) -> Mapping[str, str] | None:
+    """Return what a server says of itself, once there is one; ``None`` when asked to stop before.
+
+    Raises ``ServerRefused`` when it does not let this process in.
+    """
+    connection = connector.connect()
+    try:
+        while not stop.is_set():
+            try:
+                return connection.server_facts()
+            except ServerUnavailable as error:
+                log.warning("The server is away", extra={"action": "server_away", "problem": str(error)})
+                stop.wait(AWAY_S)
+    finally:
+        connection.close()
+    return None
+
+
+def run_until_asked(
+    connector: Connector,
+    settings: ActorSettings,
+    requests: SimpleQueue[str],
+    check: Callable[[Mapping[str, str]], None],
+) -> None:
     """Run an actor until the first request to stop; waits then until it has drained and taken a snapshot.
 
-    A second request ends it where it is, and so loses nothing either: the next start reads the log again.
+    ``check`` raises when the server, by what it says of itself, must not be worked on. A second request
+    ends the actor where it is, and so loses nothing either: the next start reads the log again.
     """
     stop = threading.Event()
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            run_actor(connector, settings, stop)
+            facts = facts_of(connector, stop)
+            if facts is not None:
+                check(facts)
+                run_actor(connector, settings, stop)
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that waits
             failures.append(error)
         requests.put(ENDED)

@@ -76,3 +76,4 @@ def _move_counters(ledger: Ledger, new_rows: Int64s, count: int) -> None:
     np.maximum.at(peak_tokens, new_rows, ledger.peak_tokens[:old])
     ledger.counters, ledger.last_ms, ledger.peak_tokens = counters, last_ms, peak_tokens
     ledger.first_ms = np.where(last_ms > 0, first_ms, 0)
+    ledger.row_blocks.exchange()

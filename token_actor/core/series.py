@@ -12,17 +12,19 @@ folded in time (see ``folding``); should the rows run out all the same, new ones
 from __future__ import annotations
 
 from array import array
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from token_actor.core.blocks import Segment, Tree, numbered
 from token_actor.core.columns import Int32s, Int64s, grown
 from token_actor.core.usage import DIMENSIONS, RESERVED_PREFIX, SEPARATOR, check_series_key
 from token_actor.errors import InvalidQuestion, InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 OTHER: Final = "__other__"
 ROWS_MAX: Final = 1_000_000  # about 1 KB each with counters, frames, key and indexes: 1 GB at the most
@@ -38,6 +40,8 @@ NAMES_MAX: Final = {  # per dimension; sessions are bounded by the rows alone
 }
 _FOLD_ORDER: Final = ("session", "agent", "user", "project", "model", "provider")  # the most numerous first
 _FIRST_CAPACITY: Final = 1024
+_KEY_BITS: Final = 13  # 8192 keys, about half a mebibyte, are one segment of a snapshot
+_BETWEEN_KEYS: Final = "\n"  # a control character, so it occurs in no name
 
 
 class SeriesTable:
@@ -50,6 +54,7 @@ class SeriesTable:
     def __init__(self, *, rows_max: int = ROWS_MAX, names_max: Mapping[str, int] = NAMES_MAX) -> None:
         """Start empty."""
         self.keys: list[str] = []
+        self._replaced = 0
         self.codes: Int32s = np.zeros((len(DIMENSIONS), _FIRST_CAPACITY), dtype=np.int32)
         self.names: list[list[str]] = [[] for _ in DIMENSIONS]
         self._rows_max = rows_max
@@ -172,9 +177,21 @@ class SeriesTable:
         """Return the code of a name, ``None`` when no row has it."""
         return self._code_of[DIMENSIONS.index(dimension)].get(name)
 
+    def capture(self) -> list[Segment]:
+        """Return the segments of the keys, in row order."""
+        return [
+            Segment(f"series/{block}", (self._replaced, stop), partial(_joined, self.keys, start, stop))
+            for block, start, stop in numbered(0, len(self.keys), _KEY_BITS)
+        ]
+
+    def restore(self, trees: Iterable[Tree]) -> None:
+        """Take over what ``capture`` made."""
+        self.replace([key for tree in trees for key in tree["keys"].split(_BETWEEN_KEYS)])
+
     def replace(self, keys: Sequence[str]) -> None:
         """Forget everything and take over distinct, checked keys, in row order."""
-        self.keys = list(keys)
+        self.keys = list(keys)  # a new list: a picture refers to the old one
+        self._replaced += 1
         self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
         self._row_of_other = {key: self._row_of.pop(key) for key in filter(_has_reserved_name, keys)}
         self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
@@ -189,6 +206,10 @@ class SeriesTable:
             self.names[place] = names
             self._code_of[place] = code_of
             self._rows_with[place] = [array("i", by_code[start:stop].tobytes()) for start, stop in pairwise(starts)]
+
+
+def _joined(keys: list[str], start: int, stop: int) -> Iterator[Tree]:
+    yield {"keys": _BETWEEN_KEYS.join(keys[start:stop])}
 
 
 def _has_reserved_name(key: str) -> bool:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from token_actor.errors import SetupError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
 
 VERSIONS_MIN: Final = {"redis": 7, "valkey": 8}
+REQUIRED: Final = frozenset({"version", "role", "eviction", "persistence"})  # a full disk passes, these do not
+MEMORY_NAME: Final = "memory"  # how the server of ``transport.memory`` calls itself
+_APPEND: Final = "CONFIG SET appendonly yes, and in the server's configuration file"
 FULL_SHARE: Final = 0.9  # of maxmemory: time to act while writes are still taken
 
 
@@ -26,6 +31,24 @@ class Finding:
     def document(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self)
+
+
+def check_server(facts: Mapping[str, str], *, with_password: bool, accept_data_loss: bool = False) -> list[Finding]:
+    """Return what an actor should warn of before it works on a server.
+
+    Raises ``SetupError``, which says what to change, when the log would not be safe there; with
+    ``accept_data_loss`` that is among the warnings instead. A server in this process is as safe as this process.
+    """
+    if facts.get("server_name") == MEMORY_NAME:
+        return []
+    findings = [found for found in server_findings(facts, with_password=with_password) if found.level != "ok"]
+    refused = [found for found in findings if found.level == "problem" and found.subject in REQUIRED]
+    if refused and not accept_data_loss:
+        reasons = "; ".join(f"{found.found} ({found.advice})" for found in refused)
+        raise SetupError(
+            f"the log is not safe on this server: {reasons}. 'serve --accept-data-loss' starts all the same"
+        )
+    return findings
 
 
 def server_findings(facts: Mapping[str, str], *, with_password: bool) -> list[Finding]:
@@ -64,9 +87,16 @@ def _version(facts: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _role(facts: Mapping[str, str]) -> Iterator[Finding]:
-    role = facts.get("role", "unknown")
+    role = facts.get("role")
     if role == "master":
         yield Finding(level="ok", subject="role", found="takes writes (role master)")
+    elif role is None:
+        yield Finding(
+            level="warning",
+            subject="role",
+            found="the server does not tell its role",
+            advice="let the user of the address ask INFO, or make sure that this is no replica",
+        )
     else:
         yield Finding(
             level="problem",
@@ -77,18 +107,12 @@ def _role(facts: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _memory(facts: Mapping[str, str]) -> Iterator[Finding]:
-    policy = facts.get("config:maxmemory-policy") or facts.get("maxmemory_policy") or "unknown"
+    policy = facts.get("config:maxmemory-policy") or facts.get("maxmemory_policy")
     bound = _whole(facts.get("config:maxmemory") or facts.get("maxmemory"))
     if policy == "noeviction":
         yield Finding(level="ok", subject="eviction", found="full means refused (maxmemory-policy noeviction)")
     else:
-        yield Finding(
-            level="problem" if bound else "warning",
-            subject="eviction",
-            found=f"maxmemory-policy is {policy}: " + ("a full server" if bound else "with a maxmemory, a full server")
-            + " throws the log away",
-            advice="CONFIG SET maxmemory-policy noeviction, and in the server's configuration file",
-        )  # fmt: skip
+        yield _eviction(policy, bounded=bound > 0)
     used = _whole(facts.get("used_memory"))
     if bound and used > bound * FULL_SHARE:
         yield Finding(
@@ -99,31 +123,45 @@ def _memory(facts: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
+def _eviction(policy: str | None, *, bounded: bool) -> Finding:
+    if policy is None:
+        return Finding(
+            level="warning",
+            subject="eviction",
+            found="the server does not tell what it does when it is full",
+            advice="make sure that its maxmemory-policy is noeviction",
+        )
+    full = "a full server" if bounded else "with a maxmemory, a full server"
+    what = "leases and answers" if policy.startswith("volatile-") else "the log"
+    return Finding(
+        level="problem",
+        subject="eviction",
+        found=f"maxmemory-policy is {policy}: {full} throws {what} away",
+        advice="CONFIG SET maxmemory-policy noeviction, and in the server's configuration file",
+    )
+
+
 def _persistence(facts: Mapping[str, str]) -> Iterator[Finding]:
-    appends = facts.get("config:appendonly", "yes" if facts.get("aof_enabled") == "1" else "no") == "yes"
-    if appends:
+    appends = facts.get("config:appendonly") or {"1": "yes", "0": "no"}.get(facts.get("aof_enabled", ""))
+    if appends == "yes":
         yield _fsync(facts.get("config:appendfsync", "unknown"))
-    elif facts.get("config:save"):
+    elif appends is None:
         yield Finding(
             level="warning",
             subject="persistence",
-            found=f"only dumps are written (save {facts['config:save']}): a crash loses all since the last one",
-            advice="CONFIG SET appendonly yes, and in the server's configuration file",
-        )
-    elif "config:save" in facts:
-        yield Finding(
-            level="problem",
-            subject="persistence",
-            found="nothing is written to disk (appendonly no, save empty): a restart loses the log",
-            advice="CONFIG SET appendonly yes, and in the server's configuration file",
-        )
-    else:
-        yield Finding(
-            level="warning",
-            subject="persistence",
-            found="there is no append-only file, and the server does not show its settings",
+            found="the server does not tell whether it has an append-only file",
             advice="make sure that a restart of the server keeps the log",
         )
+    else:
+        yield Finding(level="problem", subject="persistence", found=_lost_without_aof(facts), advice=_APPEND)
+
+
+def _lost_without_aof(facts: Mapping[str, str]) -> str:
+    if facts.get("config:save"):
+        return f"only dumps are written (save {facts['config:save']}): a crash loses all since the last one"
+    if "config:save" in facts:
+        return "nothing is written to disk (appendonly no, save empty): a restart loses the log"
+    return "there is no append-only file: a restart of the server may lose the log"
 
 
 def _fsync(fsync: str) -> Finding:

@@ -12,7 +12,7 @@ Rules of this file:
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from hiredis import pack_command
 from redis.backoff import NoBackoff
@@ -27,26 +27,12 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from token_actor.errors import ClosedError, ServerRefused, ServerUnavailable, SetupError, TransportError
-from token_actor.transport.ports import (
-    EXCHANGE_COUNT,
-    Append,
-    Delete,
-    DeleteEntries,
-    Entry,
-    Expire,
-    Increment,
-    Operation,
-    Outcome,
-    Put,
-    PutField,
-    StreamState,
-    TrimBelow,
-)
+from token_actor.transport.ports import EXCHANGE_COUNT, Append, Entry, Operation, Outcome, StreamState
+from token_actor.transport.redis_commands import Command, command, xread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-Command: TypeAlias = "tuple[bytes | int, ...]"
 Reply: TypeAlias = Any  # what hiredis made of it; each command has its own shape
 
 CLIENT_NAME = "token-actor"  # how CLIENT LIST shows our connections
@@ -134,7 +120,7 @@ class RedisConnection:
         self, after: Mapping[bytes, bytes], *, count: int, block_ms: int | None = None
     ) -> dict[bytes, list[Entry]]:
         """See ``ports.Reader``."""
-        reply = self._ask(_xread(after, count=count, block_ms=block_ms), wait_ms=block_ms)
+        reply = self._ask(xread(after, count=count, block_ms=block_ms), wait_ms=block_ms)
         return dict(reply) if reply else {}
 
     def range(
@@ -181,7 +167,7 @@ class RedisConnection:
         """See ``ports.Writer``."""
         if not operations:
             return []
-        with self._conversation(*map(_command, operations)):
+        with self._conversation(*map(command, operations)):
             return [self._reply() for _ in operations]
 
     def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
@@ -195,7 +181,7 @@ class RedisConnection:
             if isinstance(held, ServerRefused):
                 raise held
             return None if held != holds else []
-        with self._conversation((b"MULTI",), *map(_command, operations), (b"EXEC",)):
+        with self._conversation((b"MULTI",), *map(command, operations), (b"EXEC",)):
             queued = [self._reply() for _ in range(1 + len(operations))][1:]
             done = self._reply()
         if isinstance(done, ServerRefused):
@@ -204,7 +190,7 @@ class RedisConnection:
 
     def exchange(self, append: Append, *, inbox: bytes, after: bytes, block_ms: int) -> tuple[bytes, list[Entry]]:
         """See ``ports.Exchanger``."""
-        with self._conversation(_command(append), _xread({inbox: after}, count=EXCHANGE_COUNT, block_ms=block_ms)):
+        with self._conversation(command(append), xread({inbox: after}, count=EXCHANGE_COUNT, block_ms=block_ms)):
             question_id = self._reply()
             if isinstance(question_id, ServerRefused):
                 # The server goes on to wait for an answer that cannot come: leaving drops the connection.
@@ -318,37 +304,6 @@ def _address(scheme: str, settings: Mapping[str, Any]) -> str:
     host = settings.get("host", "localhost")
     bracketed = f"[{host}]" if ":" in host else host
     return f"{scheme}://{bracketed}:{settings.get('port', 6379)}/{db}"
-
-
-def _xread(after: Mapping[bytes, bytes], *, count: int, block_ms: int | None) -> Command:
-    assert after, "a read names at least one stream"
-    block = (b"BLOCK", block_ms) if block_ms else ()  # BLOCK 0 would wait for ever
-    return (b"XREAD", b"COUNT", count, *block, b"STREAMS", *after.keys(), *after.values())
-
-
-def _command(operation: Operation) -> Command:  # noqa: PLR0911 - one return per operation
-    """Return the command that carries out one operation."""
-    match operation:
-        case Append(key=key, fields=fields, entry_id=entry_id, length_max=length_max):
-            bound = () if length_max is None else (b"MAXLEN", b"~", length_max)
-            return (b"XADD", key, *bound, entry_id, *fields)
-        case Expire(key=key, ttl_ms=ttl_ms):
-            return (b"PEXPIRE", key, ttl_ms)
-        case TrimBelow(key=key, entry_id=entry_id):
-            return (b"XTRIM", key, b"MINID", entry_id)
-        case DeleteEntries(key=key, entry_ids=entry_ids):
-            return (b"XDEL", key, *entry_ids)
-        case Put(key=key, value=value, ttl_ms=ttl_ms, only_if_absent=only_if_absent):
-            life = () if ttl_ms is None else (b"PX", ttl_ms)
-            return (b"SET", key, value, *life, *((b"NX",) if only_if_absent else ()))
-        case PutField(key=key, field=field, value=value):
-            return (b"HSETNX", key, field, value)
-        case Delete(keys=keys):
-            return (b"DEL", *keys)
-        case Increment(key=key):
-            return (b"INCR", key)
-        case _:
-            assert_never(operation)
 
 
 def _pairs(flat: list[Any]) -> dict[bytes, Any]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from token_actor.core.columns import Columns, Int64s, Objects, Run, objects
+from token_actor.core.dedupe import PRODUCER_BYTES
 from token_actor.core.usage import (
     COST_NANOUSD_MAX,
     COUNTS,
@@ -39,19 +40,19 @@ from token_actor.core.usage import (
     check_tags,
 )
 from token_actor.errors import BadEntry, InvalidValue
-from token_actor.wire.codec import pack
+from token_actor.wire.codec import pack, peek_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from token_actor.core.usage import Event
 
 BATCH_VERSION: Final = 1
-PRODUCER_BYTES: Final = 16
 EVENTS_MAX: Final = 1_000  # in one batch: the work that one message can make stays below a few milliseconds
 _COUNT_FIELDS: Final = ("i", "u", "r", "w", "z")
 LIST_FIELDS: Final = frozenset("kmg")
 _FIELDS: Final = frozenset("vpoqnksiurwzcftdmg")
+_FRAME_FIELDS: Final = frozenset("vpoqn")
 _DTYPES: Final = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<i8"}
 _SAFE_ID_LENGTH: Final = 64  # characters; always within the bytes allowed
 _KNOWN_FLAGS: Final = np.uint8(EXACTNESS_MASK | UNPRICED)
@@ -129,13 +130,8 @@ def _check_frame(batch: dict[str, Any]) -> int:
         raise BadEntry("version", f"batch version {batch.get('v')!r}; this program reads {BATCH_VERSION}")
     if not batch.keys() <= _FIELDS:
         raise BadEntry("decode", f"unknown field {min(batch.keys() - _FIELDS)!r}")
-    producer, keys = batch.get("p"), batch.get("k")
-    if type(producer) is not bytes or len(producer) != PRODUCER_BYTES:
-        raise BadEntry("decode", f"'p' must be {PRODUCER_BYTES} bytes")
-    for field, least, most in (("o", 0, 2**31), ("q", 0, 2**62), ("n", 1, EVENTS_MAX)):
-        value = batch.get(field)
-        if type(value) is not int or not least <= value <= most:
-            raise BadEntry("decode", f"{field!r} must be an int from {least} to {most}")
+    _check_numbers(batch)
+    keys = batch.get("k")
     if type(keys) is not list or not keys or not set(map(type, keys)) == {str}:
         raise BadEntry("decode", "'k' must be a list of strings")
     start = batch.get("t")
@@ -143,6 +139,33 @@ def _check_frame(batch: dict[str, Any]) -> int:
         raise BadEntry("decode", "'t' must be unix milliseconds")
     count: int = batch["n"]
     return count
+
+
+def _check_numbers(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch that does not say whose events it has, and which numbers."""
+    producer = batch.get("p")
+    if type(producer) is not bytes or len(producer) != PRODUCER_BYTES:
+        raise BadEntry("decode", f"'p' must be {PRODUCER_BYTES} bytes")
+    for field, least, most in (("o", 0, 2**31), ("q", 0, 2**62), ("n", 1, EVENTS_MAX)):
+        value = batch.get(field)
+        if type(value) is not int or not least <= value <= most:
+            raise BadEntry("decode", f"{field!r} must be an int from {least} to {most}")
+
+
+def numbers_used_by(data: bytes) -> Run | None:
+    """Return the sequence numbers that a batch which cannot be counted has used up.
+
+    ``None`` when it does not say them, or has another version: what its fields mean then is not known
+    here, and after an upgrade it may be counted, so its events *are* missing until then.
+    """
+    frame = peek_batch(data, scalars=_FRAME_FIELDS)
+    if frame.get("v") != BATCH_VERSION:
+        return None
+    try:
+        _check_numbers(frame)
+    except BadEntry:
+        return None
+    return Run(frame["p"], frame["o"], frame["q"], 0, frame["n"])
 
 
 def _integers(batch: dict[str, Any], field: str, count: int) -> Int64s:
@@ -183,7 +206,8 @@ def _check_ranges(columns: Columns) -> None:
 def _message_ids(columns: Columns, values: Any) -> Objects | None:  # noqa: ANN401 - as it came
     if type(values) is list and len(values) == len(columns) and set(map(type, values)) == {str}:
         lengths = set(map(len, values))
-        if 0 not in lengths and max(lengths) <= _SAFE_ID_LENGTH:  # the everyday case, checked all at once
+        safe = 0 not in lengths and max(lengths) <= _SAFE_ID_LENGTH and "".join(values).isascii()
+        if safe:  # the everyday case, checked all at once
             return objects(values)
     return _checked(columns, values, check_message_id)
 

@@ -8,6 +8,7 @@ billion items, and a thousand headers may be nested), and whatever they raise be
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -28,6 +29,7 @@ DEPTH_MAX: Final = 8  # maps and lists in one another in a message; twice what t
 _ARRAY_EXT: Final = 1  # msgpack extension type of an array in a snapshot
 _DECODE_ERRORS: Final = (ValueError, TypeError, RecursionError, OverflowError, msgpack.OutOfData)
 _NIL: Final = b"\xc0"
+_ESCAPED: Final = "surrogateescape"  # a name that is not UTF-8 is then refused by name, and its batch is not
 _NAMES: Final = frozenset({str})
 _SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
@@ -51,11 +53,12 @@ def unpack(data: bytes, *, bytes_max: int) -> dict[str, Any]:
         raise _not("msgpack", error) from None
 
 
-def unpack_message(data: bytes) -> dict[str, Any]:
+def unpack_message(data: bytes, *, any_text: bool = False) -> dict[str, Any]:
     """Return the one map that ``data`` is: one event, command or question, whoever wrote it.
 
     Raises ``BadEntry`` like ``unpack``, also when a map or list has more than ``ITEMS_MAX`` items or
-    lies deeper than ``DEPTH_MAX``.
+    lies deeper than ``DEPTH_MAX``, and ``bad_name`` for a text that is not UTF-8. With ``any_text`` such
+    a text comes with lone surrogates, so that whoever checks it can name it.
     """
     _check_size(data, MESSAGE_BYTES_MAX)
     try:
@@ -65,39 +68,43 @@ def unpack_message(data: bytes) -> dict[str, Any]:
             ext_hook=_no_extension,
             max_array_len=ITEMS_MAX,
             max_map_len=ITEMS_MAX,
+            unicode_errors=_ESCAPED if any_text else "strict",
         )
         _check_inside(_map(message))
+    except UnicodeDecodeError as error:
+        unpack_message(data, any_text=True)  # which refuses it under another reason if that is no message either
+        raise BadEntry("bad_name", f"a text is not UTF-8: {error.reason}") from None
     except _DECODE_ERRORS as error:
         raise _not("msgpack", error) from None
     return _map(message)
 
 
 def unpack_json(data: bytes) -> dict[str, Any]:
-    """Return the one JSON object that ``data`` is. Raises ``BadEntry`` like ``unpack_message``."""
+    """Return the one JSON object that ``data`` is, with any text. Raises ``BadEntry`` like ``unpack_message``."""
     _check_size(data, MESSAGE_BYTES_MAX)
     try:
-        message = json.loads(data, object_pairs_hook=_distinct)
+        message = _json(data)
         _check_inside(_map(message))
     except _DECODE_ERRORS as error:
         raise _not("JSON", error) from None
     return _map(message)
 
 
+def _json(data: bytes) -> Any:  # noqa: ANN401 - whatever it says
+    try:
+        return json.loads(data, object_pairs_hook=_distinct)
+    except UnicodeDecodeError:
+        return json.loads(data.decode(errors=_ESCAPED), object_pairs_hook=_distinct)
+
+
 def unpack_batch(data: bytes, *, lists: Collection[str]) -> dict[str, Any]:
     """Return the one map that ``data`` is: a batch, whoever wrote it.
 
     The fields named in ``lists`` are lists, of any length, of scalars and small maps; no other field
-    is a list. Raises ``BadEntry`` like ``unpack``.
+    is a list. A text that is not UTF-8 comes with lone surrogates. Raises ``BadEntry`` like ``unpack``.
     """
     _check_size(data, BATCH_BYTES_MAX)
-    unpacker = msgpack.Unpacker(
-        object_pairs_hook=_distinct,
-        ext_hook=_no_extension,
-        max_buffer_size=BATCH_BYTES_MAX,
-        max_array_len=0,
-        max_map_len=ITEMS_MAX,
-    )
-    unpacker.feed(data)
+    unpacker = _batch_unpacker(data)
     try:
         fields = unpacker.read_map_header()
         if fields > ITEMS_MAX:
@@ -108,6 +115,38 @@ def unpack_batch(data: bytes, *, lists: Collection[str]) -> dict[str, Any]:
     except _DECODE_ERRORS as error:
         raise _not("msgpack", error) from None
     return batch
+
+
+def peek_batch(data: bytes, *, scalars: Collection[str]) -> dict[str, Any]:
+    """Return those of the fields named in ``scalars`` that come before whatever is wrong with a batch.
+
+    Whatever the bytes are, this does not raise, and looks at no more than ``BATCH_BYTES_MAX`` of them.
+    """
+    found: dict[str, Any] = {}
+    unpacker = _batch_unpacker(data[:BATCH_BYTES_MAX])
+    with suppress(*_DECODE_ERRORS):  # that it cannot be read to its end is why it is only peeked into
+        for _ in range(min(unpacker.read_map_header(), ITEMS_MAX)):
+            name = unpacker.unpack()
+            if name in scalars:
+                found[name] = unpacker.unpack()
+            else:
+                unpacker.skip()
+            if len(found) == len(scalars):
+                break
+    return found
+
+
+def _batch_unpacker(data: bytes) -> msgpack.Unpacker:
+    unpacker = msgpack.Unpacker(
+        object_pairs_hook=_distinct,
+        ext_hook=_no_extension,
+        max_buffer_size=BATCH_BYTES_MAX,
+        max_array_len=0,
+        max_map_len=ITEMS_MAX,
+        unicode_errors=_ESCAPED,
+    )
+    unpacker.feed(data)
+    return unpacker
 
 
 def _field(unpacker: msgpack.Unpacker, data: bytes, lists: Collection[str]) -> tuple[Any, Any]:
@@ -122,15 +161,27 @@ def _field(unpacker: msgpack.Unpacker, data: bytes, lists: Collection[str]) -> t
     return name, items
 
 
-def pack_state(state: dict[str, Any]) -> bytes:
-    """Return the tree of a snapshot, which may hold numpy arrays, as msgpack."""
-    packed: bytes = msgpack.packb(state, default=_array_to_ext)
+def pack_tree(tree: dict[str, Any]) -> bytes:
+    """Return one tree of a snapshot, which may hold numpy arrays, as msgpack."""
+    packed: bytes = msgpack.packb(tree, default=_array_to_ext)
     return packed
 
 
-def unpack_state(data: bytes) -> dict[str, Any]:
-    """Return the tree of a snapshot. Its checksum must have been verified before."""
-    return _map(msgpack.unpackb(data, ext_hook=_ext_to_array, strict_map_key=False))
+def unpack_trees(data: bytes) -> list[dict[str, Any]]:
+    """Return the trees of a segment, packed one after the other. Its checksum must have been verified before.
+
+    Raises ``BadEntry`` when the last one is cut short.
+    """
+    unpacker = msgpack.Unpacker(ext_hook=_ext_to_array, strict_map_key=False, max_buffer_size=0)
+    unpacker.feed(data)
+    trees = []
+    end = 0
+    for tree in unpacker:
+        trees.append(_map(tree))
+        end = unpacker.tell()
+    if end != len(data):
+        raise BadEntry("decode", "not msgpack: incomplete input")
+    return trees
 
 
 def _check_size(data: bytes, bytes_max: int) -> None:

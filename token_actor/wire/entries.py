@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 Entry: TypeAlias = "tuple[bytes, list[bytes]]"  # its id, and its fields as name, value, name, value, ...
 
+LAST_ID: Final = b"18446744073709551615-18446744073709551615"  # nothing can be appended to a stream that has it
 LOG_MS_MAX: Final = 2**53  # an id may claim any 64 bits; times up to here fit wherever they are added or packed
 _ENTRY_ID: Final = re.compile(rb"\d{1,20}-\d{1,20}")  # two numbers of at most 64 bits
 

@@ -141,7 +141,8 @@ class DeadLetter:
 
     At most ``RAW_BYTES_MAX`` bytes of the field are kept, which is all of what could have been counted.
     ``events`` lists (position in the batch, reason, detail) when only some of its events are bad;
-    it is empty when it is the entry as a whole, and ends after ``BAD_EVENTS_MAX``.
+    it is empty when it is the entry as a whole, and ends after ``BAD_EVENTS_MAX``. ``whole`` tells
+    whether the field is all of the entry, with every byte of it.
     """
 
     source: bytes
@@ -150,6 +151,7 @@ class DeadLetter:
     name: bytes
     raw: bytes
     events: Sequence[tuple[int, str, str]] = ()
+    whole: bool = True
 
     @classmethod
     def of(cls, source: bytes, fields: Sequence[bytes], rejections: Sequence[Rejection]) -> DeadLetter:
@@ -165,6 +167,7 @@ class DeadLetter:
             events=[(r.position, r.reason, r.detail) for r in rejections if r.position is not None and not single][
                 :BAD_EVENTS_MAX
             ],
+            whole=len(fields) == 2 and len(raw) <= RAW_BYTES_MAX,  # noqa: PLR2004 - a name and a value
         )
 
     def fields(self) -> list[bytes]:
@@ -175,6 +178,7 @@ class DeadLetter:
             b"field", self.name,
             b"raw", self.raw,
             b"events", pack(list(self.events)),
+            b"whole", b"yes" if self.whole else b"no",
         ]  # fmt: skip
 
     @classmethod
@@ -189,6 +193,8 @@ class DeadLetter:
                 name=named[b"field"],
                 raw=named[b"raw"],
                 events=[tuple(event) for event in _list(named[b"events"])],
+                # An older actor wrote no such field; of what it cut off, it kept exactly as much as it might.
+                whole=named.get(b"whole", b"yes" if len(named[b"raw"]) < RAW_BYTES_MAX else b"no") == b"yes",
             )
         except (KeyError, TypeError, UnicodeDecodeError) as missing:
             raise BadEntry("decode", f"not a dead letter: {missing}") from None

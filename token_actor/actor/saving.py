@@ -1,0 +1,120 @@
+"""Saving: when a leader takes a snapshot, and one small piece of it per turn."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from token_actor.actor.recovery import NOWHERE
+from token_actor.actor.snapshots import SnapshotWriter
+from token_actor.errors import ServerRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from token_actor.actor.follower import Follower
+    from token_actor.actor.leadership import Leadership
+    from token_actor.actor.manifests import Manifest
+    from token_actor.actor.settings import ActorSettings, Clock
+    from token_actor.core.dedupe import ProducerKey
+    from token_actor.transport.ports import Connection
+
+log = logging.getLogger(__name__)
+
+
+class Saving:
+    """Take snapshots of a follower's state for as long as this process leads.
+
+    ``position`` is that of the newest snapshot.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: ActorSettings,
+        clock: Clock,
+        follower: Follower,
+        leadership: Leadership,
+    ) -> None:
+        """Prepare; ``begin`` comes with the lease."""
+        self.position = NOWHERE
+        self._writer = SnapshotWriter(connection, settings.keys, fenced=leadership.write)
+        self._settings = settings
+        self._clock = clock
+        self._follower = follower
+        self._leadership = leadership
+        self._number = 1
+        self._due_ms = 0
+        self._pending = NOWHERE
+        self._steps: Iterator[None] | None = None
+
+    def begin(self, manifest: Manifest | None) -> None:
+        """Begin to lead; ``manifest`` is that of the newest snapshot."""
+        self.position = NOWHERE if manifest is None else manifest.position
+        self._number = 1
+        self._steps = None
+        self._writer.forget()
+        self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+
+    def forget(self) -> None:
+        """Take a snapshot at once: what the server holds of earlier ones does not fit its log any more."""
+        self.hurry()
+        self.position = NOWHERE
+
+    def hurry(self) -> None:
+        """Take a snapshot at once."""
+        self._steps = None
+        self._writer.forget()
+        self._due_ms = self._clock.ticks_ms()
+
+    @property
+    def durable(self) -> Mapping[ProducerKey, int]:
+        """Return the next sequence number of every producer in the newest snapshot of this leader."""
+        return self._writer.durable
+
+    @property
+    def under_way(self) -> bool:
+        """Tell whether a snapshot is being written."""
+        return self._steps is not None
+
+    @property
+    def saved_all(self) -> bool:
+        """Tell whether the newest snapshot holds everything that was folded."""
+        return self.position == self._follower.position
+
+    def step(self) -> None:
+        """Do the next piece of a snapshot, if one is under way or due. Raises ``LeadershipLost``."""
+        if self._steps is None:
+            entries = self._follower.position.entries - self.position.entries
+            due = self._clock.ticks_ms() >= self._due_ms or entries >= self._settings.snapshot_every_entries
+            if not due or self.saved_all:
+                return
+            self._begin_snapshot()
+        self._advance()
+
+    def _begin_snapshot(self) -> None:
+        self._pending = self._follower.position
+        snapshot_id = f"{self._leadership.epoch}-{self._number}".encode()
+        self._number += 1  # also when it fails: nobody knows how far it came
+        self._steps = self._writer.write(
+            self._follower.ledger,
+            snapshot_id=snapshot_id,
+            position=self._pending,
+            now_ms=self._clock.now_ms(),
+        )
+
+    def _advance(self) -> None:
+        """Do one piece of the snapshot under way."""
+        assert self._steps is not None
+        steps, self._steps = self._steps, None  # whatever happens, the next one drops what came to nothing
+        self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        try:
+            next(steps)
+        except StopIteration:
+            self.position = self._pending
+            self._follower.replaced = False
+            log.info("Snapshot taken", extra={"action": "snapshot", "offset": self.position.offset.decode()})
+        except ServerRefused as refused:
+            log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
+        else:
+            self._steps = steps

@@ -1,0 +1,90 @@
+"""The watermark: what the answer of an actor means for batches that are kept. Pure functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from token_actor.core.queries import SEEN_RANGES_MAX
+from token_actor.wire.entries import id_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from token_actor.client.store import Batch
+
+
+class Watermark(NamedTuple):
+    """Ask the actor of a partition what it has seen of a producer."""
+
+    partition: int
+    producer: bytes
+    epochs: list[int]
+
+
+class Progress(NamedTuple):
+    """Hold how far an actor is: up to where it folded which log, and what of that is in a snapshot.
+
+    What an actor does not say yet only delays the end of a batch.
+    """
+
+    generation: int | None
+    offset: tuple[int, int]
+    safe_offset: tuple[int, int]
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Progress:
+        """Return what an answer to ``producer`` says."""
+        offset, safe_offset = (str(answer.get(name, "0-0")).encode() for name in ("offset", "snapshot_offset"))
+        return cls(answer.get("generation"), id_pair(offset), id_pair(safe_offset))
+
+
+def safe_batches(batches: dict[int, Batch], seen: Mapping[str, Any], progress: Progress) -> list[Batch]:
+    """Return the acknowledged batches that a committed snapshot covers.
+
+    Those are the ones below ``durable``; and above a hole, which keeps the watermark down for ever if its
+    events are lost for good, those that were seen and whose entries the snapshot has passed.
+    """
+    durable = seen.get("durable", 0)
+    safe: list[Batch] = []
+    for batch in batches.values():
+        if batch.waiting:
+            continue
+        if batch.stop_seq <= durable:
+            safe.append(batch)
+        elif not seen["ranges"]:
+            break
+        elif (
+            batch.generation == progress.generation
+            and id_pair(batch.entry_id or b"0-0") <= progress.safe_offset
+            and _is_seen(batch, seen) is True
+        ):
+            safe.append(batch)
+    return safe
+
+
+def batches_to_resend(batches: dict[int, Batch], seen: Mapping[str, Any], progress: Progress) -> list[Batch]:
+    """Return, in order, the acknowledged batches that the actor has not seen, and will not see as things are.
+
+    That is so when it has passed their entries, or reads another log than the one that took them.
+    """
+    unseen: list[Batch] = []
+    for batch in reversed(batches.values()):
+        if batch.stop_seq <= seen["next_seq"]:
+            break
+        if batch.waiting or _is_seen(batch, seen) is not False:
+            continue
+        if batch.generation != progress.generation or progress.offset >= id_pair(batch.entry_id or b"0-0"):
+            unseen.append(batch)
+    unseen.reverse()
+    return unseen
+
+
+def _is_seen(batch: Batch, seen: Mapping[str, Any]) -> bool | None:
+    """Tell whether the actor has seen a batch; ``None`` above the ranges that fit into the answer."""
+    if batch.stop_seq <= seen["next_seq"]:
+        return True
+    ranges = seen["ranges"]
+    if any(start <= batch.key.first_seq and batch.stop_seq <= stop for start, stop in ranges):
+        return True
+    is_beyond = len(ranges) >= SEEN_RANGES_MAX and batch.key.first_seq >= ranges[-1][1]
+    return None if is_beyond else False
