@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tests.makers import plain
 from token_actor.actor.loop import Actor
 from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.client.recording import make_event
-from token_actor.core import snapshot
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Append
 from token_actor.transport.redis import RedisConnector
@@ -222,7 +220,7 @@ class Player:
 
     @property
     def state(self) -> Any:
-        return plain(snapshot.dump(self.actor._follower.ledger))
+        return digests_now(self.actor._follower.ledger)
 
 
 def nothing() -> None:

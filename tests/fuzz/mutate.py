@@ -14,7 +14,7 @@ CORPUS: Final = Path(__file__).parent / "corpus"
 STEPS_MAX: Final = 6  # changes in a row: more of them leave nothing that is worth reading
 SLICE_BYTES_MAX: Final = 64
 BYTES_MAX: Final = 200_000  # no input grows for ever
-PARTS_MAX: Final = 32  # of one input
+PARTS_MAX: Final = 64  # of one input
 INSIDE_SHARE: Final = 0.7  # of the changes: others break the frame, and nothing behind it is read
 
 # What readers of msgpack, JSON and packed integers stumble over, if over anything.

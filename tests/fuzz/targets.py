@@ -6,6 +6,7 @@ target is a function here and a line in ``TARGETS``, with a few inputs in ``corp
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -14,7 +15,7 @@ from tests.fuzz.mutate import corpus, joined, parts_of
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
 from token_actor.actor.manifests import Chunk, Manifest, Position, digest_of
-from token_actor.actor.snapshots import load_snapshot
+from token_actor.actor.snapshots import _data_of, digests_now, load_snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
@@ -22,7 +23,6 @@ from token_actor.core.snapshot import Capture
 from token_actor.errors import BadEntry, InvalidValue, SnapshotError
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Put
-from token_actor.wire.codec import pack_tree
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import Answer, Question
 from token_actor.wire.reads import decode_read
@@ -53,9 +53,7 @@ def decode(data: bytes) -> None:
             reply.encode()
         entries = entries[folded.entries :]
     assert answer(ledger, "books", {}, 0)["differences"] == []
-    for segment in Capture(ledger).segments():
-        for tree in segment.make():
-            pack_tree(tree)
+    digests_now(ledger)
 
 
 def read_snapshot(data: bytes) -> None:
@@ -71,26 +69,23 @@ def snapshot_of(data: bytes) -> Ledger:
     manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", digest_of(body)])
     connection = MemoryServer(clock_ms=lambda: START_MS).connect()
     connection.write([Put(key=Keys().chunk(b"1-1", index), value=chunk) for index, chunk in enumerate(chunks)])
-    rest = iter([Chunk(b"1-1", index, digest_of(chunk)) for index, chunk in enumerate(chunks)])
-    segments = [(name, [next(rest, _NONE) for _ in named]) for name, named in manifest.segments]
+    right = (Chunk(b"1-1", index, digest_of(chunk)) for index, chunk in enumerate(chunks))
+    segments = [(name, [next(right, each) for each in written]) for name, written in manifest.segments]
     return load_snapshot(connection, Keys(), replace(manifest, segments=segments), SMALL)
-
-
-_NONE: Final = Chunk(b"1-1", 99, b"")
 
 
 def snapshot_input(ledger: Ledger) -> bytes:
     """Return the snapshot of a ledger as an input."""
-    chunks = {segment.name: b"".join(map(pack_tree, segment.make())) for segment in Capture(ledger).segments()}
-    manifest = Manifest(
-        snapshot_id=b"1-1",
-        position=Position(offset=b"7-1", entries=3),
-        taken_ms=9,
-        segments=[
-            (name, [Chunk(b"1-1", number, digest_of(chunk))]) for number, (name, chunk) in enumerate(chunks.items())
-        ],
-    )
-    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks.values())])
+    numbers = itertools.count()
+    chunks: list[bytes] = []
+    segments = []
+    for segment in Capture(ledger).segments():
+        made = list(_data_of(segment))
+        chunks += made
+        segments.append((segment.name, [Chunk(b"1-1", next(numbers), digest_of(each)) for each in made]))
+    position = Position(offset=b"7-1", entries=3)
+    manifest = Manifest(snapshot_id=b"1-1", position=position, taken_ms=9, segments=segments)
+    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks)])
 
 
 def _asked_ledger() -> Ledger:

@@ -233,13 +233,17 @@ class HandWriter:
                 (number,) = self._truth.new(1)
                 event = {"agent": self._name, "model": "m", "input_tokens": number, "message_id": f"m{number}"}
                 entry = Append(key=self._world.keys.log, fields=[b"j", json.dumps(event).encode()])
-                while True:
-                    try:
-                        (outcome,) = link.write([entry])
-                        break
-                    except Away:
-                        player.wait(0.05)
-                assert isinstance(outcome, bytes)
+                while not self._append(link, entry):
+                    player.wait(0.05)
                 self._truth.by_hand.add(number)
                 self.left -= 1
             player.wait(0.1)
+
+    @staticmethod
+    def _append(link: Link, entry: Append) -> bool:
+        """Try once; tell whether the server said that it has it."""
+        try:
+            (outcome,) = link.write([entry])
+        except Away:
+            return False
+        return isinstance(outcome, bytes)

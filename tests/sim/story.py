@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.sim.fleet import ActorPlayer, HandWriter, SpoolProducer, Truth, counted
-from tests.sim.world import Odds, World
+from tests.sim.world import T0_MS, Odds, World
+from token_actor.actor.manifests import state_digest
+from token_actor.actor.snapshots import digests_now
 from token_actor.core.queries import answer
-from token_actor.core.snapshot import digest
 from token_actor.transport.memory_keys import Stream
 from token_actor.wire.keys import Keys
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
     from token_actor.transport.memory_keys import Keyspace
 
-FAULTY_STEPS = 1_500
+FAULTY_STEPS = 4_000
 PEACE_STEPS_MAX = 40_000
-EVENTS = 60  # per producer
+EVENTS = 150  # per producer
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Story:
         self.writers = [HandWriter(self.world, self.truth, "w", EVENTS // 2)]
         self._backup: Keyspace | None = None
         self._server_lost = False
+        self._fragile_since = -1  # how many manifests there were when the server last lost what was safe
         # A story has its own mixture of faults, so that some are long without a certain one, and some full of it.
         chance = self.world.random
         self._faults: list[tuple[float, Callable[[], None]]] = [
@@ -88,7 +90,17 @@ class Story:
     def _fault(self, name: str) -> None:
         self.verdict.faults[name] += 1
 
+    def _lose_snapshots(self) -> None:
+        """Note that what a spool gave up as safe is now in the memory of the actors alone, until one has saved it."""
+        self._fragile_since = self.world.told["manifests"]
+
+    @property
+    def _fragile(self) -> bool:
+        return self.world.told["manifests"] == self._fragile_since
+
     def _kill_actor(self) -> None:
+        if self._fragile:
+            return
         self._fault("actor killed")
         place = self.world.random.randrange(2)
         self.world.remove(self.actors[place].player)
@@ -129,6 +141,7 @@ class Story:
             self._fault("server lost its tail")
             self._server_lost = True
             self.world.replace(self._backup)
+            self._lose_snapshots()
             self._backup = None
 
     def _flush(self) -> None:
@@ -136,6 +149,7 @@ class Story:
         self._server_lost = True
         self._backup = None
         self.world.flush()
+        self._lose_snapshots()
 
     def _delete_log(self) -> None:
         self._fault("log deleted")
@@ -182,7 +196,7 @@ class Story:
         return False
 
     def _is_settled(self) -> bool:
-        if not all(each.settled for each in (*self.producers, *self.writers)):
+        if not (all(p.settled for p in self.producers) and all(w.settled for w in self.writers)):
             return False
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
         last = b"0-0" if stream is None else stream.state().last_id
@@ -192,6 +206,7 @@ class Story:
         verdict, truth = self.verdict, self.truth
         verdict.events = len(truth.attempted)
         verdict.faults.update(self.world.told)
+        verdict.faults["seconds"] = (self.world.now_ms - T0_MS) // 1000
         verdict.problems += self.world.violations
         if not settled:
             waiting = [len(producer.disk.batches) for producer in self.producers]
@@ -210,5 +225,5 @@ class Story:
         differences = answer(ledger, "books", {}, 0)["differences"]
         if differences:
             verdict.problems.append(f"books do not balance: {differences}")
-        if settled and len({digest(actor.ledger) for actor in self.actors}) != 1:
+        if settled and len({state_digest(digests_now(actor.ledger)) for actor in self.actors}) != 1:
             verdict.problems.append("leader and standby differ")

@@ -151,14 +151,23 @@ class Actor:
             self._letters.add(self._follower.fold(entries, epoch=0).dead)
 
     def _check_standing_by(self) -> None:
-        """Let go of a state that is not the leader's any more: the log was trimmed, or replaced, under it."""
+        """See whether the log and the leader's state are still those that are followed.
+
+        A state that the leader's will differ from is let go of once the leader has saved its own; until
+        then it may be the only one there is.
+        """
         manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
         if manifest is not None:
             self._newest_snapshot = manifest.snapshot_id
-            if manifest.position.generation != self._follower.position.generation:
+            saved, own = manifest.position, self._follower.position
+            if (saved.generation, saved.lost) != (own.generation, own.lost):
                 self._follower.forget()
                 return
-        if self._follower.find_break() is not None:
+        found = self._follower.find_break()
+        if found is not None and found.replaced:
+            for folded in self._follower.rejoin(epoch=0):
+                self._letters.add(folded.dead)
+        elif found is not None:
             self._follower.forget()
 
     def _take_over(self) -> None:

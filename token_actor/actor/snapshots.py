@@ -26,7 +26,7 @@ from token_actor.wire.entries import id_pair
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 
-    from token_actor.core.blocks import Segment, Tree
+    from token_actor.core.blocks import Segment
     from token_actor.core.dedupe import ProducerKey
     from token_actor.core.ledger import Bounds, Ledger
     from token_actor.transport.ports import Connection, Operation, Outcome
@@ -201,7 +201,7 @@ def _count_chunks(connection: Connection, keys: Keys, snapshot_id: bytes) -> Gen
 
 def load_snapshot(connection: Connection, keys: Keys, manifest: Manifest, bounds: Bounds | None) -> Ledger:
     """Return the ledger of a snapshot. Raises ``SnapshotError`` when a part is missing or damaged."""
-    segments: dict[str, Sequence[Tree]] = {}
+    segments: dict[str, bytes] = {}
     for name, chunks in manifest.segments:
         parts = []
         for chunk in chunks:
@@ -210,9 +210,9 @@ def load_snapshot(connection: Connection, keys: Keys, manifest: Manifest, bounds
                 what = "is missing" if part is None else "is damaged"
                 raise SnapshotError(f"chunk {chunk.number} of snapshot {chunk.snapshot_id.decode()} {what}")
             parts.append(part)
-        segments[name] = unpack_trees(b"".join(parts))
+        segments[name] = b"".join(parts)
     try:
-        return restore(segments, bounds)
+        return restore({name: unpack_trees(data) for name, data in segments.items()}, bounds)
     except SnapshotError:
         raise
     except Exception as error:  # whatever a program before this one wrote: an older snapshot may do

@@ -95,7 +95,10 @@ def restore(segments: Mapping[str, Sequence[Tree]], bounds: Bounds | None = None
     ledger.message_ids.restore(_part(segments, head, "message_ids"), head["next_id"])
     frames = {resolution: _part(segments, head, f"frames/{resolution}") for resolution in RESOLUTIONS_MS}
     ledger.frames.restore(frames, head["frames"])
-    ledger.recent.restore(_part(segments, head, "recent"), head["next_place"])
+    recent = list(_part(segments, head, "recent"))
+    if any(part["row"].max(initial=-1) >= len(ledger.series) for part in recent):
+        raise SnapshotError("the snapshot has an event of a series that it has not")
+    ledger.recent.restore(recent, head["next_place"])
     ledger.answers.restore(_part(segments, head, "answers"))
     for tree in _part(segments, head, "resets"):
         for tenant, session, place, log_ms, sums in tree["resets"]:
