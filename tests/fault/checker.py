@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tests.fault.truth import SUMMED, Sums, agent_of, block_sums, events_of_block, numbers
-from token_actor.actor.snapshots import list_manifests
+from token_actor.actor.manifests import list_manifests
 from token_actor.operations.verify import verify
 from token_actor.wire.entries import id_pair
 

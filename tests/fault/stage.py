@@ -13,7 +13,7 @@ from tests.fault.cast import Child, ForkServer, NotSeenError, Server, until
 from tests.fault.link import Link
 from tests.fault.planted import ENVIRONMENT, PRODUCER
 from tests.fault.truth import Truth
-from token_actor.actor.snapshots import Manifest
+from token_actor.actor.manifests import Manifest
 from token_actor.errors import ActorUnavailable, TransportError
 from token_actor.service import TokenClient
 from token_actor.transport.ports import FIRST
@@ -31,7 +31,6 @@ SERVING_MS_MAX: Final = 10_000  # I9, unless a scenario says otherwise
 # Small, so that everything that an actor does from time to time happens between two faults.
 ACTOR_SETTINGS: Final = {
     "lease_ms": 300,
-    "recovery_lease_ms": 600,
     "block_ms": 50,
     "snapshot_every_ms": 200,
     "snapshot_every_entries": 500,

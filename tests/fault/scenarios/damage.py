@@ -10,7 +10,8 @@ import redis
 
 from tests.fault.cast import until
 from tests.fault.scenario import CannotRunError, Scale, Scenario
-from token_actor.actor.snapshots import SNAPSHOTS_KEPT, list_manifests
+from token_actor.actor.manifests import list_manifests
+from token_actor.actor.snapshots import SNAPSHOTS_KEPT
 from token_actor.transport.ports import Delete, Put
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ def _damaged_snapshots(stage: Stage, scale: Scale) -> None:
         stage.await_serving(noted=turn > 0)
         until(lambda: len(list_manifests(stage.connection, stage.keys)) >= SNAPSHOTS_KEPT, "enough snapshots")
         actor.kill()
-        for manifest in list_manifests(stage.connection, stage.keys)[: 1 + turn % (SNAPSHOTS_KEPT - 1)]:
-            key = stage.keys.chunk(manifest.snapshot_id, stage.random.randrange(manifest.chunk_count))
+        manifests = list_manifests(stage.connection, stage.keys)
+        spared = {chunk.digest for chunk in manifests[-1].chunks}
+        for manifest in manifests[: 1 + turn % (SNAPSHOTS_KEPT - 1)]:
+            chunk = stage.random.choice([chunk for chunk in manifest.chunks if chunk.digest not in spared])
+            key = stage.keys.chunk(chunk.snapshot_id, chunk.number)
             damaged = damages[turn % len(damages)](stage.connection.get(key) or b"")
             stage.connection.write([Delete(keys=[key]) if damaged is None else Put(key=key, value=damaged)])
             stage.faults += 1
@@ -69,7 +73,9 @@ def _every_snapshot_damaged(stage: Stage, scale: Scale) -> None:
     actor.kill()
     backups = {}
     for manifest in list_manifests(stage.connection, stage.keys):
-        key = stage.keys.chunk(manifest.snapshot_id, 0)
+        key = stage.keys.chunk(manifest.chunks[0].snapshot_id, manifest.chunks[0].number)
+        if key in backups:
+            continue
         backups[key] = stage.connection.get(key) or b""
         stage.connection.write([Put(key=key, value=_flipped(backups[key]))])
         stage.faults += 1
