@@ -274,6 +274,13 @@ class Server:
         with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw:
             yield from raw.scan_iter(match=pattern, count=1_000)
 
+    def at_once(self, *commands: tuple[str | bytes, ...]) -> None:
+        """Send commands between which nobody else gets a turn."""
+        with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw, raw.pipeline(transaction=True) as pipe:
+            for words in commands:
+                pipe.execute_command(*words)
+            pipe.execute()
+
     def command(self, *words: str | bytes) -> Any:
         """Send one command and return its reply, however the product would use it."""
         with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw:

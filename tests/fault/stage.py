@@ -207,6 +207,11 @@ class Stage:
 
     # --- producers ---------------------------------------------------------------------------------
 
+    def start_spooling_producer(self, number: int, **spec: Any) -> Child:
+        """Start a producer that keeps batches in a spool, which all producers of this host share."""
+        spool = self.directory / "spool"
+        return self.start_producer(number, client={"spool_dir": str(spool)}, **spec)
+
     def start_producer(self, number: int, **spec: Any) -> Child:
         """Start a producer, or start it again with what it was given the first time."""
         spec = self._specs.setdefault(number, spec) | spec

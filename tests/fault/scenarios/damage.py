@@ -24,10 +24,13 @@ NEEDS_GENERATIONS: Final = "the actor does not notice that the log is another on
 DISK_BYTES: Final = 12 << 20  # the data of a short run fits in it several times
 
 
-def _begin(stage: Stage) -> None:
+def _begin(stage: Stage, *, spool: bool = False) -> None:
     stage.serve()
     for number in (1, 2):
-        stage.start_producer(number)
+        if spool:
+            stage.start_spooling_producer(number)
+        else:
+            stage.start_producer(number)
 
 
 def _damaged_snapshots(stage: Stage, scale: Scale) -> None:
@@ -118,8 +121,7 @@ def _log_replaced(stage: Stage, scale: Scale) -> None:
     stage.start_actor()
     stage.await_serving(noted=False)
     stage.await_entries(30)
-    stage.server.command("RENAME", stage.keys.log, "kept")
-    stage.server.command("SET", stage.keys.log, "not a stream")
+    stage.server.at_once(("RENAME", stage.keys.log, "kept"), ("SET", stage.keys.log, "not a stream"))
     stage.faults += 1
     until(lambda: any("WRONGTYPE" in line for line in stage.producers[1].said()), "a producer that says so")
     stage.server.command("RENAME", "kept", stage.keys.log)
@@ -129,7 +131,7 @@ def _log_replaced(stage: Stage, scale: Scale) -> None:
 def _log_trimmed(stage: Stage, scale: Scale) -> None:
     """Trim the log above what the actor has counted."""
     del scale
-    _begin(stage)
+    _begin(stage, spool=True)
     actor = stage.start_actor()
     stage.await_serving(noted=False)
     stage.await_entries(30)
@@ -144,7 +146,7 @@ def _log_trimmed(stage: Stage, scale: Scale) -> None:
 def _log_deleted(stage: Stage, scale: Scale) -> None:
     """Delete the log while there is something in it that the actor has not counted."""
     del scale
-    _begin(stage)
+    _begin(stage, spool=True)
     actor = stage.start_actor()
     stage.await_serving(noted=False)
     stage.await_entries(30)

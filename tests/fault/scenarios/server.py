@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 NEEDS_SPOOL: Final = "what was acknowledged is gone with the server: needs a spool"
 
 
-def _begin(stage: Stage, **options: str) -> None:
+def _begin(stage: Stage, *, spool: bool = False, **options: str) -> None:
     stage.serve(**options)
     stage.start_actor()
     stage.await_serving(noted=False)
     for number in (1, 2):
-        stage.start_producer(number)
+        if spool:
+            stage.start_spooling_producer(number)
+        else:
+            stage.start_producer(number)
 
 
 def _killed(stage: Stage, scale: Scale) -> None:
@@ -82,7 +85,7 @@ def newest_aof(server: Server) -> Path:
 
 def _truncated_aof(stage: Stage, scale: Scale) -> None:
     """Cut the last part off the append-only file: a disk that lied about what it had."""
-    _begin(stage, appendfsync="no")
+    _begin(stage, spool=True, appendfsync="no")
     for _ in range(scale.of(3, 30)):
         stage.await_entries(60)
         stage.actors[-1].pause()
@@ -101,7 +104,7 @@ def _truncated_aof(stage: Stage, scale: Scale) -> None:
 
 def _old_backup(stage: Stage, scale: Scale) -> None:
     """Put a backup in the place of the server's data, from before much of what was acknowledged."""
-    _begin(stage, appendfsync="always")
+    _begin(stage, spool=True, appendfsync="always")
     for _ in range(scale.of(1, 10)):
         stage.await_entries(60)
         stage.server.stop()
@@ -129,7 +132,7 @@ def _lagging_replica(stage: Stage, scale: Scale) -> None:
     stage.start_actor(url=everyone.url)
     stage.await_serving(noted=False)
     for number in (1, 2):
-        stage.start_producer(number, url=everyone.url)
+        stage.start_spooling_producer(number, url=everyone.url)
     stage.await_entries(60)
     until(lambda: _replicated(stage, replica) > 0, "a replica with entries")
     link.black_hole()
@@ -151,7 +154,7 @@ def _replicated(stage: Stage, replica: Server) -> int:
 
 def _flushed(stage: Stage, scale: Scale) -> None:
     """Delete everything there is on the server, under everybody's feet."""
-    _begin(stage)
+    _begin(stage, spool=True)
     for _ in range(scale.of(1, 10)):
         stage.await_accepted(1, 100)
         stage.server.command("FLUSHALL")
