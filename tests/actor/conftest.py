@@ -10,6 +10,7 @@ import pytest
 
 from token_actor.actor.loop import Actor
 from token_actor.actor.settings import ActorSettings, Clock
+from token_actor.actor.snapshots import digests_now
 from token_actor.client.recording import make_event
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Append

@@ -55,10 +55,13 @@ class Client:
             assert append
         return appends
 
-    def answer(self, next_seq, *, durable=0, ranges=(), generation=1, offset="0-0", missing=0, **more):
+    def answer(
+        self, next_seq, *, durable=0, durable_ranges=(), ranges=(), generation=1, offset="0-0", missing=0, **more
+    ):
         asked = self.outbox.questions()
         for question in asked:
             seen = {"next_seq": next_seq, "ranges": list(ranges), "missing": missing, "durable": durable}
+            seen["durable_ranges"] = list(durable_ranges)
             answer = {"epochs": {str(epoch): seen for epoch in question.epochs}, "generation": generation}
             self.outbox.answered(question, {**answer, "offset": offset, **more})
         return asked
@@ -244,12 +247,12 @@ class TestTheWatermark:
         client.answer(0, ranges=[[2 * n, 2 * n + 1] for n in range(5, 69)], offset="999-0")
         assert max(read(append)["q"] for append in client.appends()) < 140
 
-    def test_above_a_hole_that_is_never_closed_the_snapshots_offset_decides(self, disk, client):
+    def test_above_a_hole_that_is_never_closed_the_ranges_of_the_snapshot_decide(self, disk, client):
         client.record(30)
         client.answer(0, generation=1)
         client.send()
         hole = {"ranges": [[10, 30]], "generation": 1, "offset": "3-0", "missing": 10}
-        client.answer(0, snapshot_offset="2-0", **hole)
+        client.answer(0, durable_ranges=[[10, 20]], **hole)
         client.outbox.save()
         assert sorted(key.first_seq for key in disk.batches) == [0, 20]
 

@@ -167,18 +167,20 @@ def test_with_every_new_producer_beyond_the_bound_exactly_the_longest_idle_one_i
         kept = [*(each for each in kept if each[1] != producer), (number, producer)][-20:]
         kept = [(int(name), name) for _, name in kept]
         marks.see(producer, 0, 0, 1)
-    assert list(marks.next_seqs()) == [(name, 0) for _, name in kept]
+    assert list(marks.capture()[1]) == [(name, 0) for _, name in kept]
 
 
-def test_the_next_numbers_are_those_of_the_moment():
+def test_captured_marks_are_those_of_the_moment():
     marks = ProducerMarks()
     marks.see(b"a", 7, 0, 5)
     marks.see(b"b", 0, 2, 3)
-    taken = marks.next_seqs()
+    _, taken = marks.capture()
     marks.see(b"a", 7, 5, 6)
     marks.see(b"c", 0, 0, 1)
-    assert dict(taken) == {(b"a", 7): 5, (b"b", 0): 0}
-    assert (len(taken), taken.get((b"c", 0))) == (2, None)
+    assert {key: (mark.next_seq, mark.ranges) for key, mark in taken.items()} == {
+        (b"a", 7): (5, ()),
+        (b"b", 0): (0, ((2, 3),)),
+    }
 
 
 def trees(segments):
@@ -190,10 +192,10 @@ def test_restored_marks_go_on_like_the_captured_ones():
     for start in (0, 5, 9):
         marks.see(b"a", 7, start, start + 2)
     marks.see(b"b", 0, 0, 1)
-    segments, next_seqs = marks.capture()
+    segments, taken = marks.capture()
     again.restore(trees(segments), marks.missing)
     assert trees(again.capture()[0]) == trees(segments)
-    assert next_seqs == again.next_seqs()
+    assert taken == again.capture()[1]
     assert again.see(b"a", 7, 0, 12) == marks.see(b"a", 7, 0, 12) == [(2, 5), (7, 9), (11, 12)]
     assert (again.missing, len(again)) == (marks.missing, len(marks)) == (0, 2)
 

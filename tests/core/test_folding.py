@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from tests.makers import packed, state_of
@@ -11,7 +12,7 @@ from token_actor.actor.fold import fold
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
-from token_actor.core.series import OTHER
+from token_actor.core.series import OTHER, SeriesTable
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import Event, series_key
 from token_actor.wire.batches import encode_batch
@@ -110,6 +111,25 @@ def test_a_row_that_never_counted_anything_has_no_times_after_folding(crowded):
     use(crowded, "s30", hour=1)
     (row,) = crowded.series.select({"session": OTHER})
     assert crowded.first_ms[row] == START_MS
+
+
+def test_a_folded_table_is_the_one_that_its_keys_make():
+    rng = random.Random(7)
+    table, again = SeriesTable(), SeriesTable()
+    for number in range(300):
+        table.row(series_key(rng.choice("tu"), None, None, f"a{rng.randrange(5)}", f"s{number % 97}"))
+    for _ in range(2):  # the second time there is a session __other__ already
+        old = [table.names_of(row) for row in range(len(table))]
+        idle = np.array(sorted(rng.sample(range(len(table)), 60)))
+        new_rows = table.fold_sessions(idle)
+        folded = set(idle.tolist())
+        for row, names in enumerate(old):
+            assert table.names_of(new_rows[row]) == ({**names, "session": OTHER} if row in folded else names)
+        again.replace(table.keys)
+        assert (table.names, table.keys) == (again.names, again.keys)
+        assert np.array_equal(table.codes, again.codes)
+        for selector in ({"session": OTHER}, {"agent": "a1", "tenant": "t"}, {"session": "s5"}):
+            assert table.select(selector).tolist() == again.select(selector).tolist()
 
 
 def random_entries(rng, count):

@@ -101,8 +101,8 @@ def test_the_next_numbers_of_the_producers_come_with_a_capture():
     read = columns(event(1))
     read.runs = [Run(PRODUCER, 3, 0, 0, 1)]
     ledger.apply(read)
-    assert dict(capture.next_seqs) == {(PRODUCER, 3): 0}
-    assert dict(Capture(ledger).next_seqs) == {(PRODUCER, 3): 1}
+    assert {key: mark.next_seq for key, mark in capture.marks.items()} == {(PRODUCER, 3): 0}
+    assert {key: mark.next_seq for key, mark in Capture(ledger).marks.items()} == {(PRODUCER, 3): 1}
 
 
 # --- while the ledger goes on ---------------------------------------------------------------------

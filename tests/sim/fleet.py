@@ -200,6 +200,8 @@ class Polls:
         except Away:
             self._after = FIRST
             raise
+        if not entries:
+            self._after = FIRST  # a server whose clock went back counts from below what was read
         answers = []
         for entry_id, fields in entries:
             assert fields[0] == ANSWER_FIELD

@@ -98,6 +98,13 @@ class Story:
     def _fragile(self) -> bool:
         return self.world.told["manifests"] == self._fragile_since
 
+    @property
+    def _robust(self) -> bool:
+        """Tell whether either actor could lose what the server has, and the other would still know it."""
+        stream = self.world.keyspace.value(self.world.keys.log, Stream)
+        last = b"0-0" if stream is None else stream.state().last_id
+        return not self._fragile and all(actor.offset == last for actor in self.actors)
+
     def _kill_actor(self) -> None:
         if self._fragile:
             return
@@ -111,13 +118,17 @@ class Story:
         self.world.random.choice(self.producers).restart()
 
     def _pause(self) -> None:
+        if self._fragile:
+            return
         self._fault("paused")
         player = self.world.random.choice(self.actors).player
         player.paused_until_ms = self.world.now_ms + self.world.random.randint(500, 6_000)
 
     def _cut_off(self) -> None:
-        self._fault("cut off")
         player = self.world.random.choice(self.world.players)
+        if self._fragile and player.name.startswith("actor"):
+            return
+        self._fault("cut off")
         player.cut_off_until_ms = self.world.now_ms + self.world.random.randint(100, 6_000)
 
     def _jump(self) -> None:
@@ -137,7 +148,7 @@ class Story:
         self._backup = self.world.backup()
 
     def _fail_over(self) -> None:
-        if self._backup is not None:
+        if self._backup is not None and self._robust:
             self._fault("server lost its tail")
             self._server_lost = True
             self.world.replace(self._backup)
@@ -145,6 +156,8 @@ class Story:
             self._backup = None
 
     def _flush(self) -> None:
+        if not self._robust:
+            return
         self._fault("server flushed")
         self._server_lost = True
         self._backup = None

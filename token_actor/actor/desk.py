@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.core.queries import answer
@@ -18,11 +18,12 @@ from token_actor.wire.entries import LAST_ID, id_pair
 from token_actor.wire.messages import ANSWER_FIELD, Answer, DeadLetter, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from token_actor.actor.follower import Follower
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.settings import Clock
+    from token_actor.actor.standing import Standing
     from token_actor.transport.ports import Connection, Entry
     from token_actor.wire.keys import Keys
 
@@ -103,7 +104,7 @@ class Desk:
         *,
         epoch: int,
         clock: Clock,
-        standing: Mapping[str, Callable[[Question, dict[str, Any]], None]],
+        standing: Standing,
     ) -> None:
         """Start with nobody waiting. ``standing`` maps kinds of questions to what adds the actor's own part."""
         self.offset = FIRST

@@ -101,8 +101,10 @@ class Follower:
 
     # --- recovery ------------------------------------------------------------------------------
 
-    def recover(self) -> list[Folded]:
+    def recover(self, *, alone: bool) -> list[Folded]:
         """Restore the state of the newest snapshot that is whole; return what a log that was replaced came to.
+
+        Only who is ``alone`` may accept a loss: a leader knows more, and will save it.
 
         Raises ``SnapshotError`` when the log does not go back to where the state ends.
         """
@@ -111,7 +113,7 @@ class Follower:
         self.replaced = False
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
-                self._state = self._recovered()
+                self._state = self._recovered(alone=alone)
                 break
             except SnapshotError:
                 if attempt == _ATTEMPTS_MAX:
@@ -125,9 +127,10 @@ class Follower:
             self.forget()
             raise
 
-    def _recovered(self) -> Recovered:
+    def _recovered(self, *, alone: bool) -> Recovered:
         settings = self._settings
-        return recover(self._connection, self._keys, settings.bounds, accept_data_loss=settings.accept_data_loss)
+        accept = alone and settings.accept_data_loss
+        return recover(self._connection, self._keys, settings.bounds, accept_data_loss=accept)
 
     def forget(self) -> None:
         """Let go of the state, because it cannot be brought up to date."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
@@ -17,6 +17,7 @@ from token_actor.actor.leadership import Leadership
 from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
+from token_actor.actor.standing import standing_of
 from token_actor.actor.timekeeping import Timekeeper
 from token_actor.actor.trouble import Trouble
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from token_actor.actor.fold import Folded
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.transport.ports import Connection
-    from token_actor.wire.messages import Question
 
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the first wait, and the longest
 _RENEWALS_PER_LEASE: Final = 4
@@ -108,15 +108,18 @@ class Actor:
             self._fold_standing_by()
         else:
             self._recover()
-        if self._follower.recovered and self._is_due(_LOOKS_PER_LEASE):
-            if self._leadership.contend(self._clock.ticks_ms()):
-                self._take_over()
-                return
-            if not self._standing_by:
-                self._standing_by = True
-                log.info("Standing by", extra={"action": "standing_by"})
-            self._letters.drop_written()
-            self._check_standing_by()
+        if not (self._follower.recovered and self._is_due(_LOOKS_PER_LEASE)):
+            return
+        self._check_standing_by()
+        if not self._follower.recovered:
+            return
+        if self._leadership.contend(self._clock.ticks_ms()):
+            self._take_over()
+            return
+        if not self._standing_by:
+            self._standing_by = True
+            log.info("Standing by", extra={"action": "standing_by"})
+        self._letters.drop_written()
 
     def _recover(self) -> None:
         check_partitions(self._connection, self._keys, self._settings.partitions)
@@ -124,7 +127,7 @@ class Actor:
         self._newest_snapshot = None if manifest is None else manifest.snapshot_id
         self._letters.forget()
         try:
-            recovered = self._follower.recover()
+            recovered = self._follower.recover(alone=not self._leadership.is_held())
         except SnapshotError as error:
             self._await_snapshot(error)
             return
@@ -137,6 +140,8 @@ class Actor:
     def _await_snapshot(self, error: SnapshotError) -> None:
         """Wait for the leader to save what it has and the log has not. Raises ``error`` when nobody leads."""
         if not self._leadership.is_held():
+            if self._settings.accept_data_loss:  # the leader is gone since, so the next attempt is on its own
+                return
             raise error
         if not self._awaits_snapshot:
             extra = {"action": "snapshot_awaited", "problem": str(error)}
@@ -174,6 +179,11 @@ class Actor:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
+        found = self._follower.find_break()
+        if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
+            self._follower.forget()
+            self._leadership.release()
+            return
         stream = self._connection.stream_state(self._keys.log)
         self._answers_from = FIRST if stream is None else stream.last_id
         self._timekeeper = Timekeeper(self._clock)
@@ -298,34 +308,8 @@ class Actor:
             self._follower,
             epoch=self._leadership.epoch,
             clock=self._clock,
-            standing={"status": self._own_status, "books": self._own_status, "producer": self._own_durable},
+            standing=standing_of(self._settings, self._leadership, self._follower, self._saving),
         )
-
-    def _own_status(self, question: Question, result: dict[str, Any]) -> None:
-        """Add who answers, and up to where the log was folded."""
-        del question
-        position = self._follower.position
-        result |= {
-            "epoch": self._leadership.epoch,
-            "holder": self._settings.holder,
-            "offset": position.offset.decode(),
-            "entries": position.entries,
-            "generation": position.generation,
-            "lost_entries": position.lost,
-            "snapshot_offset": self._saving.position.offset.decode(),
-        }
-
-    def _own_durable(self, question: Question, result: dict[str, Any]) -> None:
-        """Add which numbers of a producer a committed snapshot covers, and of which log that is true."""
-        producer, durable = question.arguments["producer"], self._saving.durable
-        for epoch, seen in result["epochs"].items():
-            seen["durable"] = durable.get((producer, int(epoch)), 0)
-        position = self._follower.position
-        result |= {
-            "generation": position.generation,
-            "offset": position.offset.decode(),
-            "snapshot_offset": self._saving.position.offset.decode(),
-        }
 
     # --- the end -------------------------------------------------------------------------------
 

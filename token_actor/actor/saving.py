@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
-    from token_actor.core.dedupe import ProducerKey
+    from token_actor.core.dedupe import ProducerKey, ProducerMark
     from token_actor.transport.ports import Connection
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Saving:
         self._number = 1
         self._steps = None
         self._writer.forget()
+        if self.saved_all:  # by the leader before, so there may never be a reason to take one of our own
+            _, self._writer.durable = self._follower.ledger.producers.capture()
         self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
 
     def forget(self) -> None:
@@ -68,8 +70,8 @@ class Saving:
         self._due_ms = self._clock.ticks_ms()
 
     @property
-    def durable(self) -> Mapping[ProducerKey, int]:
-        """Return the next sequence number of every producer in the newest snapshot of this leader."""
+    def durable(self) -> Mapping[ProducerKey, ProducerMark]:
+        """Return what the newest snapshot of this leader has seen of every producer."""
         return self._writer.durable
 
     @property

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 
     from token_actor.core.blocks import Segment
-    from token_actor.core.dedupe import ProducerKey
+    from token_actor.core.dedupe import ProducerKey, ProducerMark
     from token_actor.core.ledger import Bounds, Ledger
     from token_actor.transport.ports import Connection, Operation, Outcome
     from token_actor.wire.keys import Keys
@@ -58,12 +58,12 @@ class _Written(NamedTuple):
 class SnapshotWriter:
     """Write snapshots of one ledger in memory, and know what need not be written again.
 
-    ``durable`` maps (producer, epoch) to its next sequence number in the snapshot that was committed last.
+    ``durable`` maps (producer, epoch) to what the snapshot that was committed last has seen of it.
     """
 
     def __init__(self, connection: Connection, keys: Keys, *, fenced: Fenced) -> None:
         """Prepare to write; ``fenced`` writes what only a leader may write, and raises when it no longer leads."""
-        self.durable: Mapping[ProducerKey, int] = {}
+        self.durable: Mapping[ProducerKey, ProducerMark] = {}
         self._connection = connection
         self._keys = keys
         self._fenced = fenced
@@ -97,7 +97,7 @@ class SnapshotWriter:
         manifest = Manifest(snapshot_id=snapshot_id, position=position, taken_ms=now_ms, segments=segments)
         _must(self._fenced([Append(key=self._keys.snapshots, fields=manifest.fields(), entry_id=snapshot_id)]))
         self._committed.append((snapshot_id, written))
-        self.durable = capture.next_seqs
+        self.durable = capture.marks
         yield
         yield from drop_old(self._connection, self._keys, fenced=self._fenced)
 

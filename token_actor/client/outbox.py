@@ -271,7 +271,7 @@ class Outbox:
         self._generations[asked.partition] = progress.generation
         for epoch, seen in answer["epochs"].items():
             batches = self._kept.get((asked.partition, asked.producer), {}).get(int(epoch), {})
-            for batch in safe_batches(batches, seen, progress):
+            for batch in safe_batches(batches, seen):
                 self._remove(batch)
             for batch in batches_to_resend(batches, seen, progress):
                 batch.waiting = True

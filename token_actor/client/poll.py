@@ -69,6 +69,7 @@ class Poll:
         while any(question.partition == partition for question in self._unanswered.values()):
             block_ms = int((until - time.monotonic()) * 1000)
             if block_ms <= 0:
+                self._read_up_to.pop(partition, None)  # one whose clock went back counts from below what was read
                 return
             after = self._read_up_to.get(partition, FIRST)
             for entry_id, fields in connection.read({inbox: after}, count=100, block_ms=block_ms).get(inbox, []):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SPOOL, LOCK, DAMAGED = ".spool", ".lock", ".damaged-"
 FORMAT: Final = 1
 _HEADER_BYTES: Final = 100
+_DAMAGE: Final = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH}
 _BUSY_S: Final = 1.0  # somebody else reads the file: `doctor`, for milliseconds
 _COMMITS_WIDTH: Final = 20
 _SCHEMA: Final = """
@@ -149,6 +150,12 @@ class Slot:
         found = None if row is None else _batch(row)
         return None if found is None else found.data
 
+    @property
+    def file_bytes(self) -> int:
+        """Return what its database takes on the disk."""
+        paths = (self.path, Path(f"{self.path}-wal"))
+        return sum(path.stat().st_size for path in paths if path.exists())
+
     def put_aside(self) -> Path:
         """Rename the database, closed or never opened, to where nobody will use it again; return the new name."""
         self._close_database()
@@ -195,21 +202,6 @@ class Slot:
         return commits_of(os.pread(self._lock, _COMMITS_WIDTH, 0))
 
 
-def is_owned(lock_path: Path) -> bool:
-    """Tell whether somebody holds a lock; a look that an owner cannot notice."""
-    try:
-        lock = os.open(lock_path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
 def commits_of(counted: bytes) -> int:
     """Return the number of commits that a lock file tells; 0 when it tells none."""
     text = counted.strip()
@@ -217,17 +209,26 @@ def commits_of(counted: bytes) -> int:
 
 
 def examine(path: Path, expected: int) -> Contents:
-    """Return what is in a database whose owner counted ``expected`` commits; changes nothing in it."""
+    """Return what is in a database whose owner counted ``expected`` commits; changes nothing in it.
+
+    Raises ``SpoolError`` when it cannot be read for the moment, which says nothing about what is in it.
+    """
     batches: list[Batch] = []
     try:
         if path.stat().st_size < _HEADER_BYTES:  # SQLite would take it for a new one, and delete its log
             return Contents(batches, "it has no beginning" if expected else None)
         with closing(_connect(path, read_only=True)) as database:
-            ((checked,),) = database.execute("PRAGMA quick_check(1)")
+            ((checked,),) = database.execute("PRAGMA integrity_check(1)")
             damaged = _read_batches(database, batches)
             ((form, commits),) = database.execute("SELECT format, commits FROM about")
             ((oldest_ms,),) = database.execute("SELECT min(stored_ms) FROM batches")
-    except (sqlite3.Error, OSError, ValueError) as error:
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise SpoolError(f"the spool {path}: {error}") from error
+        return Contents(batches, str(error))
+    except OSError as error:
+        raise SpoolError(f"the spool {path}: {error}") from error
+    except ValueError as error:  # a number of rows that the file cannot have
         return Contents(batches, str(error))
     problem = None
     if checked != "ok":
@@ -307,6 +308,12 @@ def _mapped(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         raise SpoolError(f"the spool {path}: {error}") from error
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Tell whether an error speaks of the file, and not of a disk that is full or a folder that is closed."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in _DAMAGE
 
 
 def _sync_folder(folder: Path) -> None:

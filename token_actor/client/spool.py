@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,21 +52,23 @@ class SpoolFolder:
             mine = added if slot is own else ()
             noted = [batch for batch in acknowledged if batch.key in slot.keys]
             gone = [batch for batch in removed if batch.key in slot.keys]
-            if gone and not mine and len(gone) == len(slot.keys) and self._is_dropped(slot):
-                continue
-            if mine or noted or gone:
+            if gone and not mine and len(gone) == len(slot.keys):
+                self._empty(slot, gone)
+            elif mine or noted or gone:
                 slot.commit(added=mine, acknowledged=noted, removed=gone)
 
-    def _is_dropped(self, slot: Slot) -> bool:
-        """Delete a slot of which nothing is left, if it is not worth keeping; tell whether it was."""
-        if slot is self._own:
-            if slot.path.stat().st_size < _FILE_KEPT_BYTES:
-                return False
-            self._own = None
-        else:
+    def _empty(self, slot: Slot, batches: Sequence[Batch]) -> None:
+        """Remove the last batches of a slot: as a file, unless it is one's own, is small, and can be written to."""
+        if slot is not self._own:
             self._adopted.remove(slot)
+            slot.drop()
+            return
+        if slot.file_bytes < _FILE_KEPT_BYTES:
+            with suppress(SpoolError):  # a full disk, say: then to delete the file is what makes room
+                slot.commit(added=(), acknowledged=(), removed=batches)
+                return
+        self._own = None
         slot.drop()
-        return True
 
     def _own_slot(self) -> Slot:
         if self._own is None:

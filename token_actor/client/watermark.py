@@ -8,7 +8,7 @@ from token_actor.core.queries import SEEN_RANGES_MAX
 from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from token_actor.client.store import Batch
 
@@ -22,43 +22,35 @@ class Watermark(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Hold how far an actor is: up to where it folded which log, and what of that is in a snapshot.
+    """Hold how far an actor is: up to where it folded which log.
 
-    What an actor does not say yet only delays the end of a batch.
+    What an actor does not say only delays the end of a batch.
     """
 
     generation: int | None
     offset: tuple[int, int]
-    safe_offset: tuple[int, int]
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Progress:
         """Return what an answer to ``producer`` says."""
-        offset, safe_offset = (str(answer.get(name, "0-0")).encode() for name in ("offset", "snapshot_offset"))
-        return cls(answer.get("generation"), id_pair(offset), id_pair(safe_offset))
+        return cls(answer.get("generation"), id_pair(str(answer.get("offset", "0-0")).encode()))
 
 
-def safe_batches(batches: dict[int, Batch], seen: Mapping[str, Any], progress: Progress) -> list[Batch]:
+def safe_batches(batches: dict[int, Batch], seen: Mapping[str, Any]) -> list[Batch]:
     """Return the acknowledged batches that a committed snapshot covers.
 
-    Those are the ones below ``durable``; and above a hole, which keeps the watermark down for ever if its
-    events are lost for good, those that were seen and whose entries the snapshot has passed.
+    Those are the ones below ``durable``, and those above a hole that are in ``durable_ranges``: a hole may
+    stay for ever, when its events are lost for good.
     """
-    durable = seen.get("durable", 0)
+    durable, ranges = seen.get("durable", 0), seen.get("durable_ranges", ())
     safe: list[Batch] = []
     for batch in batches.values():
         if batch.waiting:
             continue
-        if batch.stop_seq <= durable:
+        if batch.stop_seq <= durable or _is_within(batch, ranges):
             safe.append(batch)
-        elif not seen["ranges"]:
+        elif not ranges:
             break
-        elif (
-            batch.generation == progress.generation
-            and id_pair(batch.entry_id or b"0-0") <= progress.safe_offset
-            and _is_seen(batch, seen) is True
-        ):
-            safe.append(batch)
     return safe
 
 
@@ -84,7 +76,11 @@ def _is_seen(batch: Batch, seen: Mapping[str, Any]) -> bool | None:
     if batch.stop_seq <= seen["next_seq"]:
         return True
     ranges = seen["ranges"]
-    if any(start <= batch.key.first_seq and batch.stop_seq <= stop for start, stop in ranges):
+    if _is_within(batch, ranges):
         return True
     is_beyond = len(ranges) >= SEEN_RANGES_MAX and batch.key.first_seq >= ranges[-1][1]
     return None if is_beyond else False
+
+
+def _is_within(batch: Batch, ranges: Sequence[Sequence[int]]) -> bool:
+    return any(start <= batch.key.first_seq and batch.stop_seq <= stop for start, stop in ranges)

@@ -8,7 +8,6 @@ hole stays visible as ``missing``.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from token_actor.core.blocks import Oldest, Segment, Tree, numbered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 PRODUCER_BYTES: Final = 16
 PRODUCERS_MAX: Final = 200_000  # processes remembered; the longest idle one is forgotten first
@@ -86,26 +85,6 @@ def _insert(ranges: list[Span], span: Span) -> None:
         ranges[place - 1 : place + 1] = [(ranges[place - 1][0], ranges[place][1])]
 
 
-class NextSeqs(Mapping[ProducerKey, int]):
-    """Map (producer, epoch) to the number below which everything was seen or given up."""
-
-    def __init__(self, marks: Mapping[ProducerKey, ProducerMark]) -> None:
-        """Look at marks that nobody changes."""
-        self._marks = marks
-
-    def __getitem__(self, key: ProducerKey) -> int:
-        """Return the next number of one producer."""
-        return self._marks[key].next_seq
-
-    def __iter__(self) -> Iterator[ProducerKey]:
-        """Yield every (producer, epoch), the longest idle first."""
-        return iter(self._marks)
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._marks)
-
-
 class ProducerMarks:
     """Know the sequence numbers of every producer, at most ``PRODUCERS_MAX`` of them.
 
@@ -132,7 +111,7 @@ class ProducerMarks:
     def see(self, producer: bytes, epoch: int, start: int, stop: int) -> list[Span]:
         """Mark a span of sequence numbers as seen; return the parts that were new."""
         key = (producer, epoch)
-        mark = self._marks.pop(key, _UNKNOWN)
+        mark = self._marks.pop(key, UNKNOWN)
         self._changes += 1
         if start == mark.next_seq and not mark.ranges:  # the everyday case
             self._marks[key] = ProducerMark(stop, (), mark.closed)
@@ -144,17 +123,13 @@ class ProducerMarks:
             self._oldest.drop()
         return new
 
-    def next_seqs(self) -> NextSeqs:
-        """Return the next sequence number of every producer as it is now."""
-        return NextSeqs(self._marks.copy())
-
-    def capture(self) -> tuple[list[Segment], NextSeqs]:
-        """Return the segments of the marks, the longest idle first, and the next sequence numbers."""
+    def capture(self) -> tuple[list[Segment], Mapping[ProducerKey, ProducerMark]]:
+        """Return the segments of the marks, the longest idle first, and the marks as they are now."""
         marks = self._marks.copy()
         return [
             Segment(f"producers/{block}", self._changes, partial(_listed, marks, start, stop))
             for block, start, stop in numbered(0, len(marks), _MARK_BITS)
-        ], NextSeqs(marks)
+        ], marks
 
     def restore(self, trees: Iterable[Tree], missing: int) -> None:
         """Take over what ``capture`` made, and how many were ``missing``."""
@@ -165,7 +140,7 @@ class ProducerMarks:
                 self._marks[(producer, epoch)] = ProducerMark(next_seq, spans, closed)
 
 
-_UNKNOWN: Final = ProducerMark()
+UNKNOWN: Final = ProducerMark()
 
 
 def _listed(marks: Mapping[ProducerKey, ProducerMark], start: int, stop: int) -> Iterator[Tree]:

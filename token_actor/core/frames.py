@@ -39,7 +39,7 @@ SUMS: Final = (
 )
 RESOLUTIONS_MS: Final = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 RETENTION_MS: Final = {"minute": 24 * 3_600_000, "hour": 60 * 86_400_000, "day": 5 * 366 * 86_400_000}
-WAITING_MAX: Final = 32_768  # events; folding them takes a few milliseconds, which no caller notices
+WAITING_MAX: Final = 16_384  # events; folding them takes a few milliseconds, which no caller notices
 _STARTS_OF_SEGMENT: Final = {"minute": 10, "hour": 24, "day": 32}  # ten minutes, a day, a month of a snapshot
 _ROWS_AT_ONCE: Final = 16_384  # rows of one frame merged in one go for a snapshot: about a mebibyte
 _ROW_BITS: Final = 24  # more than rows_max, so (start, row) packs into one int64
@@ -63,7 +63,7 @@ def summed_by(groups: Int64s, values: Int64s) -> tuple[Int64s, Int64s]:
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    return ordered[starts], np.add.reduceat(values[:, order], starts, axis=1)
+    return ordered[starts], np.add.reduceat(np.take(values, order, axis=1), starts, axis=1)
 
 
 class FrameSet:
@@ -93,8 +93,11 @@ class FrameSet:
         if self._waiting_events >= WAITING_MAX:
             self.fold()
 
-    def fold(self) -> None:
-        """Bring everything that waits into the frames, and drop the frames that are too old."""
+    def fold(self, *, merging: bool = True) -> None:
+        """Bring everything that waits into the frames, and drop the frames that are too old.
+
+        Without ``merging``, parts that should become one wait for that until the next time.
+        """
         self._changes += 1
         if self._waiting:
             rows = np.concatenate([part[0] for part in self._waiting])
@@ -106,10 +109,10 @@ class FrameSet:
                 packed, sums = summed_by((times // width_ms) << _ROW_BITS | rows, sums)
                 starts, rows = packed >> _ROW_BITS, packed & ((1 << _ROW_BITS) - 1)
                 times = starts * width_ms
-                self._merge(resolution, starts, rows, sums)
+                self._take(resolution, starts, rows, sums, merging=merging)
         self._expire()
 
-    def _merge(self, resolution: str, starts: Int64s, rows: Int64s, sums: Int64s) -> None:
+    def _take(self, resolution: str, starts: Int64s, rows: Int64s, sums: Int64s, *, merging: bool) -> None:
         frames = self._frames[resolution]
         late = int(np.searchsorted(starts, self.oldest_kept(resolution) // RESOLUTIONS_MS[resolution]))
         if late:
@@ -122,8 +125,8 @@ class FrameSet:
             self._note_change(resolution, start)
             parts = frames.setdefault(start, [])
             parts.append(Frame(rows[begin:end], sums[:, begin:end]))
-            while len(parts) > 1 and len(parts[-2].rows) <= 2 * len(parts[-1].rows):
-                parts[-2:] = [merged(parts[-2:])]
+            if merging:
+                _merge_end(parts)
 
     def _expire(self) -> None:
         for resolution, width_ms in RESOLUTIONS_MS.items():
@@ -195,7 +198,7 @@ class FrameSet:
 
     def capture(self) -> list[Segment]:
         """Return the segments of all frames, each of the frames of ten minutes, a day or a month."""
-        self.fold()
+        self.fold(merging=False)  # a large frame may take longer to merge than the rest of a snapshot's first step
         segments = []
         for resolution, frames in self._frames.items():
             changed, width = self._changed[resolution], _STARTS_OF_SEGMENT[resolution]
@@ -262,9 +265,31 @@ def _tree(pieces: Sequence[tuple[int, Frame]]) -> Tree:
     }
 
 
+def _merge_end(parts: list[Frame]) -> None:
+    """Merge so many of the last parts, at once, that each part is more than twice as large as the next."""
+    rows, count = len(parts[-1].rows), 1
+    while count < len(parts) and len(parts[-count - 1].rows) <= 2 * rows:
+        count += 1
+        rows += len(parts[-count].rows)
+    parts[-count:] = [merged(parts[-count:])]
+
+
 def merged(frames: Sequence[Frame]) -> Frame:
     """Return one frame with the sums of all ``frames``."""
     if len(frames) <= 1:
         return frames[0] if frames else _NOTHING
     rows = np.concatenate([frame.rows for frame in frames])
-    return Frame(*summed_by(rows, np.concatenate([frame.sums for frame in frames], axis=1)))
+    order = np.argsort(rows, kind="stable")  # fast: the rows of each frame are sorted already
+    ordered = rows[order]
+    first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    place = np.empty(len(rows), dtype=np.int64)
+    place[order] = np.cumsum(first) - 1
+    distinct = ordered[first]
+    sums = np.zeros((len(SUMS), len(distinct)), dtype=np.int64)
+    begin = 0
+    for frame in frames:
+        places = place[begin : begin + len(frame.rows)]
+        begin += len(frame.rows)
+        for target, values in zip(sums, frame.sums, strict=True):
+            target[places] += values  # the rows of a frame are distinct
+    return Frame(distinct, sums)

@@ -40,6 +40,7 @@ NAMES_MAX: Final = {  # per dimension; sessions are bounded by the rows alone
 }
 _FOLD_ORDER: Final = ("session", "agent", "user", "project", "model", "provider")  # the most numerous first
 _FIRST_CAPACITY: Final = 1024
+_SESSION: Final = DIMENSIONS.index("session")
 _KEY_BITS: Final = 13  # 8192 keys, about half a mebibyte, are one segment of a snapshot
 _BETWEEN_KEYS: Final = "\n"  # a control character, so it occurs in no name
 
@@ -190,22 +191,60 @@ class SeriesTable:
 
     def replace(self, keys: Sequence[str]) -> None:
         """Forget everything and take over distinct, checked keys, in row order."""
-        self.keys = list(keys)  # a new list: a picture refers to the old one
-        self._replaced += 1
-        self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
-        self._row_of_other = {key: self._row_of.pop(key) for key in filter(_has_reserved_name, keys)}
-        self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
+        self._take_keys(keys)
         columns = zip(*(key.split(SEPARATOR) for key in keys), strict=True) if keys else ((),) * len(DIMENSIONS)
         for place, column in enumerate(columns):
             names = list(dict.fromkeys(column))
             code_of = dict(zip(names, range(len(names)), strict=True))
             codes = np.fromiter(map(code_of.__getitem__, column), dtype=np.int32, count=len(keys))
-            by_code = np.argsort(codes, kind="stable").astype(np.int32)
-            starts = np.searchsorted(codes[by_code], np.arange(len(names) + 1)).tolist()
-            self.codes[place, : len(keys)] = codes
-            self.names[place] = names
-            self._code_of[place] = code_of
-            self._rows_with[place] = [array("i", by_code[start:stop].tobytes()) for start, stop in pairwise(starts)]
+            self._take_names(place, names, code_of, codes)
+
+    def fold_sessions(self, rows: Int64s) -> Int64s:
+        """Count ``rows`` under the session ``__other__``; return the new row of each old one.
+
+        Only their keys are taken apart; the rest of the work is done on codes.
+        """
+        keys = list(self.keys)
+        for row in rows.tolist():
+            names = keys[row].split(SEPARATOR)
+            names[_SESSION] = OTHER
+            keys[row] = SEPARATOR.join(names)
+        kept = list(dict.fromkeys(keys))
+        row_of = dict(zip(kept, range(len(kept)), strict=True))
+        new_rows = np.fromiter(map(row_of.__getitem__, keys), dtype=np.int64, count=len(keys))
+        first = np.empty(len(kept), dtype=np.int64)
+        first[new_rows[::-1]] = np.arange(len(keys))[
+            ::-1
+        ]  # the last assignment wins: the first old row of each new one
+        codes, all_names = self.codes[:, : len(keys)].copy(), [*self.names]
+        all_names[_SESSION] = [*all_names[_SESSION], OTHER]
+        codes[_SESSION, rows] = self._code_of[_SESSION].get(OTHER, len(all_names[_SESSION]) - 1)
+        self._take_keys(kept)
+        for place, column in enumerate(codes[:, first]):
+            used, firsts, inverse = np.unique(column, return_index=True, return_inverse=True)
+            order = np.argsort(firsts)  # codes in the order in which their names come, as ``replace`` gives them
+            names = [all_names[place][code] for code in used[order].tolist()]
+            rank = np.empty(len(order), dtype=np.int32)
+            rank[order] = np.arange(len(order), dtype=np.int32)
+            self._take_names(place, names, dict(zip(names, range(len(names)), strict=True)), rank[inverse])
+        return new_rows
+
+    def _take_keys(self, keys: Sequence[str]) -> None:
+        self.keys = list(keys)  # a new list: a picture refers to the old one
+        self._replaced += 1
+        self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
+        self._row_of_other = {key: self._row_of.pop(key) for key in filter(_has_reserved_name, keys)}
+        self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
+
+    def _take_names(self, place: int, names: list[str], code_of: dict[str, int], codes: Int32s) -> None:
+        """Take over the names of one dimension, and the code of each row."""
+        by_code = np.argsort(codes, kind="stable").astype(np.int32)
+        starts = np.searchsorted(codes[by_code], np.arange(len(names) + 1)).tolist()
+        self.codes[place, : len(codes)] = codes
+        self.names[place] = names
+        self._code_of[place] = code_of
+        rows = array("i", by_code.tobytes())
+        self._rows_with[place] = [rows[start:stop] for start, stop in pairwise(starts)]
 
 
 def _joined(keys: list[str], start: int, stop: int) -> Iterator[Tree]:

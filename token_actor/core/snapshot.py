@@ -31,12 +31,12 @@ _RESET_BITS: Final = 13  # 8192 baselines are one segment
 class Capture:
     """Hold the state of a ledger as it is now, whatever the ledger does next.
 
-    ``next_seqs`` maps (producer, epoch) to its next sequence number.
+    ``marks`` maps (producer, epoch) to what has been seen of it.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         """Take it. Takes a few milliseconds."""
-        marks, self.next_seqs = ledger.producers.capture()
+        marks, self.marks = ledger.producers.capture()
         arrays = {name: getattr(ledger, name) for name in ROW_ARRAYS}
         segments = [
             *ledger.row_blocks.capture(arrays, len(ledger.series)),  # first what changes most

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.client.slots import DAMAGED, LOCK, SPOOL, digest_of, examine, is_owned
+from token_actor.client.slots import DAMAGED, LOCK, SPOOL, Contents, digest_of, examine
+from token_actor.errors import SpoolError
 from token_actor.operations.server import Finding
 
 if TYPE_CHECKING:
@@ -61,17 +63,35 @@ def look_into(folder: str, *, namespace: str, address: str) -> SpoolState:
 
 
 def _slot(path: Path, *, here: bool) -> SlotState:
-    contents = examine(path, 0)
+    try:
+        contents = examine(path, 0)
+    except SpoolError as error:
+        contents = Contents([], str(error))
     return SlotState(
         file=path.name,
         here=here,
-        owned=is_owned(path.with_suffix(LOCK)),
+        owned=_is_owned(path.with_suffix(LOCK)),
         batches=len(contents.batches),
         events=sum(batch.events for batch in contents.batches),
         bytes=sum(batch.data_bytes for batch in contents.batches),
         oldest_ms=contents.oldest_ms,
         problem=contents.problem,
     )
+
+
+def _is_owned(lock_path: Path) -> bool:
+    """Tell whether somebody holds a lock; a look that an owner cannot notice."""
+    try:
+        lock = os.open(lock_path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def spool_findings(state: SpoolState, *, now_ms: int) -> Iterator[Finding]:
