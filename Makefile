@@ -42,7 +42,7 @@ faults: setup-dev ## kill, pause, cut off and fill real processes; every number 
 	@echo '== faults'
 	@$(BIN)/python -m pytest -m fault --no-cov tests/fault
 
-soak: setup-dev ## the same for long: 1,000 kills, 10 million events; MINUTES=20 bounds each scenario
+soak: setup-dev ## the same for long, 1,000 kills of the actor; MINUTES=20 bounds each scenario
 	@$(BIN)/python -m tests.fault --long --minutes $(or $(MINUTES),20)
 
 check: lint types imports sizes texts coverage ## everything CI checks besides the tests

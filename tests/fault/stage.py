@@ -15,6 +15,7 @@ from tests.fault.planted import ENVIRONMENT, PRODUCER
 from tests.fault.truth import Truth
 from token_actor.actor.manifests import Manifest
 from token_actor.errors import ActorUnavailable, TransportError
+from token_actor.operations.spools import look_into
 from token_actor.service import TokenClient
 from token_actor.transport.ports import FIRST
 from token_actor.wire.keys import Keys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection
 
 NAMESPACE: Final = "fault"
+SPOOL_S: Final = 30.0  # a lost batch is noticed by the next question of its owner, and deleted after the next snapshot
 ASKING_S: Final = 2.0  # then it is looked whether there is anybody left to answer
 SERVING_MS_MAX: Final = 10_000  # I9, unless a scenario says otherwise
 # Small, so that everything that an actor does from time to time happens between two faults.
@@ -209,8 +211,17 @@ class Stage:
 
     def start_spooling_producer(self, number: int, **spec: Any) -> Child:
         """Start a producer that keeps batches in a spool, which all producers of this host share."""
-        spool = self.directory / "spool"
-        return self.start_producer(number, client={"spool_dir": str(spool)}, **spec)
+        return self.start_producer(number, client={"spool_dir": str(self.spool)}, **spec)
+
+    @property
+    def spool(self) -> Path:
+        """Return the folder of the spools of this stage."""
+        return self.directory / "spool"
+
+    def spooled(self) -> int:
+        """Return how many events wait in spools."""
+        state = look_into(str(self.spool), namespace=NAMESPACE, address="")
+        return sum(slot.events for slot in state.slots)
 
     def start_producer(self, number: int, **spec: Any) -> Child:
         """Start a producer, or start it again with what it was given the first time."""
@@ -247,7 +258,16 @@ class Stage:
     # --- the end -----------------------------------------------------------------------------------
 
     def stop_producers(self) -> None:
-        """Ask all producers to stop, and wait until each has been promised all it tried."""
+        """Ask all producers to stop, and wait until each has been promised all it tried.
+
+        First those with a spool get the time to send again what was lost: until a snapshot covers all they hold.
+        """
+        if self.spool.exists():
+            for child in self.producers.values():
+                child.send(signal.SIGUSR1)
+            if not any(actor.alive for actor in self.actors):
+                self.start_actor()
+            until(lambda: not self.spooled(), "an empty spool", SPOOL_S, poll_s=0.1)
         for child in self.producers.values():
             child.send(signal.SIGTERM)
         for number, child in self.producers.items():

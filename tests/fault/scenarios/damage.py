@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tests.fault.stage import Stage
 
-NEEDS_GENERATIONS: Final = "the actor does not notice that the log is another one: needs log generations"
 DISK_BYTES: Final = 12 << 20  # the data of a short run fits in it several times
 
 
@@ -219,7 +218,7 @@ SCENARIOS: Final = [
     ),
     Scenario(name="log replaced", injects="a string in the place of the log", play=_log_replaced),
     Scenario(name="streams replaced", injects="a string in the place of questions and snapshots", play=_replaced),
-    Scenario(name="log trimmed", injects="XTRIM above what is counted", play=_log_trimmed, known=NEEDS_GENERATIONS),
-    Scenario(name="log deleted", injects="DEL of the log", play=_log_deleted, known=NEEDS_GENERATIONS),
+    Scenario(name="log trimmed", injects="XTRIM above what is counted", play=_log_trimmed),
+    Scenario(name="log deleted", injects="DEL of the log", play=_log_deleted),
     Scenario(name="disk full", injects="a full disk under the server", play=_disk_full),
 ]
