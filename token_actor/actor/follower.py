@@ -171,7 +171,7 @@ class Follower:
     def begin_anew(self) -> None:
         """Follow an empty log: the one that was folded is full, and was deleted."""
         self._trail = Trail()
-        self.position = replace(self.position, offset=FIRST, entries=0)
+        self.position = replace(self.position, offset=FIRST, entries=0, unbroken=False)
         self.replaced = True
 
     def rejoin(self, *, epoch: int) -> Iterator[Folded]:
@@ -188,7 +188,8 @@ class Follower:
             work.after = entries[-1][0]
             yield from self._fold_new(work, entries, epoch)
         was = self.position
-        self.position = replace(was, offset=until, entries=0 if stream is None else stream.entries_added)
+        added = 0 if stream is None else stream.entries_added
+        self.position = replace(was, offset=until, entries=added, unbroken=False)
         self._trail = Trail()
         self._rejoining = None
         self.replaced = True

@@ -27,6 +27,7 @@ from token_actor.wire.entries import LAST_ID, id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from token_actor.actor.fold import Folded
+    from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.transport.ports import Connection
 
@@ -55,7 +56,7 @@ class Actor:
         self._hears_questions = True
         self._due_ms = 0
         self._standing_by = False
-        self._newest_snapshot: bytes | None = None
+        self._known_snapshot: tuple[bytes, int] | None = None
         self._trouble = Trouble()
         self._awaits_snapshot = False
 
@@ -124,7 +125,7 @@ class Actor:
     def _recover(self) -> None:
         check_partitions(self._connection, self._keys, self._settings.partitions)
         manifest = newest_manifest(self._connection, self._keys)
-        self._newest_snapshot = None if manifest is None else manifest.snapshot_id
+        self._known_snapshot = _name(manifest)
         self._letters.forget()
         try:
             recovered = self._follower.recover(alone=not self._leadership.is_held())
@@ -161,9 +162,9 @@ class Actor:
         One that the leader's will differ from is kept until the leader has saved its own: it may be the
         only one there is.
         """
-        manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
-        if manifest is not None:
-            self._newest_snapshot = manifest.snapshot_id
+        manifest = newest_manifest(self._connection, self._keys)
+        if manifest is not None and _name(manifest) != self._known_snapshot:
+            self._known_snapshot = _name(manifest)
             saved, own = manifest.position, self._follower.position
             if self._follower.replaced or (saved.generation, saved.lost) != (own.generation, own.lost):
                 return False
@@ -214,6 +215,7 @@ class Actor:
         """Renew the lease, and see whether the log is still the one we read."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
+        check_partitions(self._connection, self._keys, self._settings.partitions)
         self._look_after_questions()
         self._saving.check()
         found = self._follower.find_break()
@@ -328,3 +330,8 @@ class Actor:
             log.warning("Stopped without a word to the next", extra={"action": "stopped", "problem": str(error)})
             return
         log.info("Stopped", extra={"action": "stopped", "offset": self._follower.position.offset.decode()})
+
+
+def _name(manifest: Manifest | None) -> tuple[bytes, int] | None:
+    """Return what tells a snapshot from others, also on a server that has lost its keys and counts anew."""
+    return None if manifest is None else (manifest.snapshot_id, manifest.taken_ms)
