@@ -10,12 +10,17 @@ import argparse
 import json
 import sys
 
-from benchmarks import manager, throughput
+from benchmarks import manager, snapshots, throughput
 
 AT_LEAST_PER_S = {
     "batches_of_500_per_s": 200_000,
     "batches_of_100_per_s": 200_000,
     "single_entries_with_ids_per_s": 60_000,
+}
+AT_MOST = {
+    "snapshot_longest_step_ms": 20.0,  # the loop stands still no longer than that
+    "snapshot_longest_step_cpu_ms": 15.0,
+    "snapshot_idle_share_of_bytes": 0.4,  # a fleet that did little since then writes little
 }
 
 
@@ -27,8 +32,9 @@ def main() -> int:
     options = parser.parse_args()
     calls = list(manager.measured())
     rates = throughput.measure(options.scale)
+    taken = snapshots.measure(options.scale)
     if options.json:
-        print(json.dumps({"calls_us": {figure.name: figure.us for figure in calls}, "actor": rates}))
+        print(json.dumps({"calls_us": {figure.name: figure.us for figure in calls}, "actor": rates, "snapshot": taken}))
     else:
         for figure in calls:
             budget = "" if figure.budget_us is None else f"at most {figure.budget_us:,.0f}"
@@ -36,7 +42,11 @@ def main() -> int:
         for name, value in rates.items():
             target = AT_LEAST_PER_S.get(name)
             print(f"{name:<45} {value:>14,.1f}      {'' if target is None else f'at least {target:,}'}")
+        for name, value in taken.items():
+            most = AT_MOST.get(name)
+            print(f"{name:<45} {value:>14,.3f}      {'' if most is None else f'at most {most:,}'}")
     missed = [figure.name for figure in calls if not figure.kept]
+    missed += [name for name, most in AT_MOST.items() if taken[name] > most]
     missed += [name for name, least in AT_LEAST_PER_S.items() if rates[name] < least]
     if missed:
         print(f"missed: {', '.join(missed)}", file=sys.stderr)

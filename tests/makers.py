@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, settings
 from token_actor.core.columns import Columns, columns_of
 from token_actor.core.commands import Command
 from token_actor.core.queries import answer
+from token_actor.core.snapshot import Capture
 from token_actor.core.usage import COUNTS, DIMENSIONS, SEPARATOR, UNPRICED, Event, series_key
 from token_actor.wire.batches import encode_batch
-from token_actor.wire.codec import pack
+from token_actor.wire.codec import pack, pack_tree, unpack_trees
 from token_actor.wire.messages import encode_command
 
 if TYPE_CHECKING:
@@ -133,3 +134,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def state_of(ledger: Ledger) -> dict[str, list[Any]]:
+    """Return the trees of every segment of a ledger."""
+    return {segment.name: list(segment.make()) for segment in Capture(ledger).segments()}
+
+
+def packed(state: dict[str, list[Any]]) -> dict[str, bytes]:
+    """Return the bytes of every segment, as a snapshot holds them."""
+    return {name: b"".join(map(pack_tree, trees)) for name, trees in state.items()}
+
+
+def travelled(state: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return segments as they come back from the server."""
+    return {name: unpack_trees(data) for name, data in packed(state).items()}

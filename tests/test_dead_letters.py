@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
 
 from tests.makers import PRODUCER, event
-from token_actor import TokenClient
+from tests.served import Served
 from token_actor.core.commands import Command
 from token_actor.errors import InvalidValue, ServerRefused, ServerUnavailable
 from token_actor.operations import dead
-from token_actor.operations.dead import Selection, drop_dead, list_dead, selected_dead
+from token_actor.operations.dead import Selection, drop_dead, selected_dead
 from token_actor.operations.retry import ID_PREFIX, identified, retry_dead, why_hopeless
-from token_actor.service import connector_of
-from token_actor.transport.memory import MemoryConnection
-from token_actor.transport.ports import Append, DeleteEntries
+from token_actor.transport.memory import MemoryConnection, MemoryServer
+from token_actor.transport.ports import Append, DeleteEntries, PutField
 from token_actor.wire import batches, messages
 from token_actor.wire.batches import encode_batch
 from token_actor.wire.codec import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, pack
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import RAW_BYTES_MAX, DeadLetter, encode_command
 
-_numbers = itertools.count()
 EVERYTHING = Selection()
 
 
-class Ledgered:
-    """A namespace that an actor of this process serves, on a server in memory."""
-
-    def __init__(self):
-        url = f"memory://dead{next(_numbers)}"
-        self.client = TokenClient(url)
-        self.connection = connector_of(url).connect()
-        self.keys = Keys()
-
-    def append(self, name, value, key=None):
-        (entry_id,) = self.connection.write([Append(key=key or self.keys.log, fields=[name, value])])
-        assert self.client.status()
-        return entry_id.decode()
+class Ledgered(Served):
+    """A namespace whose dead letters are retried."""
 
     def counted(self):
-        return self.client.analytics()["input_tokens"]
-
-    def letters(self):
-        found, _ = list_dead(self.connection, "default", limit=1_000)
-        return [each.letter for each in found]
+        return self.total()
 
     def retry(self, selection=EVERYTHING, **more):
         retried = retry_dead(self.connection, "default", selection, **more)
@@ -58,7 +40,7 @@ class Ledgered:
 def ledgered():
     made = Ledgered()
     yield made
-    made.client.close()
+    made.close()
 
 
 class CutOff:
@@ -339,3 +321,17 @@ def test_a_letter_of_an_older_actor_is_whole_if_it_is_shorter_than_what_was_kept
         old = fields[: fields.index(b"whole")]
         assert DeadLetter.read(b"5-1", old).whole is whole
         assert DeadLetter.read(b"5-1", fields).whole is True
+
+
+def test_letters_of_every_partition_go_back_to_their_own_log():
+    connection = MemoryServer().connect()
+    connection.write([PutField(key=Keys().meta, field=b"partitions", value=b"3")])
+    for partition in (0, 2):
+        lost = DeadLetter(source=b"5-%d" % partition, reason="internal", detail="", name=b"b", raw=FIVE)
+        connection.write([Append(key=Keys("default", partition).dead, fields=lost.fields(), entry_id=lost.source)])
+    done = retry_dead(connection, "default", EVERYTHING).done
+    assert [(each.letter_id, each.partition) for each in done] == [("5-0", 0), ("5-2", 2)]
+    for partition, length in ((0, 1), (1, 0), (2, 1)):
+        keys = Keys("default", partition)
+        assert len(connection.range(keys.log, count=9)) == length
+        assert connection.range(keys.dead, count=9) == []

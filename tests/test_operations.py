@@ -7,14 +7,18 @@ import threading
 import pytest
 
 from tests.actor.conftest import Stage
+from tests.makers import columns, event
 from token_actor import TokenClient
+from token_actor.actor.manifests import list_manifests
+from token_actor.actor.snapshots import SnapshotWriter
+from token_actor.core.ledger import Ledger
 from token_actor.errors import InvalidValue, ServerRefused, SnapshotError
-from token_actor.operations import doctor, places, verify
+from token_actor.operations import doctor, places, states, verify
 from token_actor.operations.dead import find_dead, list_dead, readable
 from token_actor.operations.server import server_findings
 from token_actor.service import actor_settings, run_actor
 from token_actor.transport.memory import MemoryServer
-from token_actor.transport.ports import Append, Delete, Put, PutField, StreamState
+from token_actor.transport.ports import Append, Delete, DeleteEntries, Put, PutField, StreamState, TrimBelow
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.keys import Keys, partition_of
 
@@ -359,6 +363,78 @@ def test_a_proof_that_is_overtaken_again_and_again_is_given_up(deployment, monke
     monkeypatch.setattr(verify, "list_manifests", lambda *keys: [])
     with pytest.raises(SnapshotError, match="faster than they could be read"):
         verify.verify(deployment.client, deployment.connection, deployment.namespace)
+
+
+def state_of_snapshots(deployment):
+    (found,) = verify.verify(deployment.client, deployment.connection, deployment.namespace)
+    return found
+
+
+def with_snapshots(deployment, count):
+    for _ in range(count):
+        deployment.client.record(1, message_id=None, session="s")
+        deployment.client.analytics()
+        deployment.restart()
+
+
+def test_without_a_snapshot_there_is_no_state_hash(deployment):
+    deployment.client.record(1)
+    found = state_of_snapshots(deployment)
+    assert found.balanced
+    assert (found.state_hash, found.state_hash_replayed) == (None, None)
+    assert found.state_source == "nothing to compare: there is no snapshot yet"
+
+
+@pytest.mark.parametrize(("count", "source"), [(1, "the whole log"), (2, "snapshot 1-1 and the log")])
+def test_the_newest_snapshot_is_what_the_log_comes_to(deployment, count, source):
+    with_snapshots(deployment, count)
+    found = state_of_snapshots(deployment)
+    assert found.balanced
+    assert found.state_source == source
+    assert found.state_hash == found.state_hash_replayed != None  # noqa: E711 - and there is one
+
+
+def test_with_one_snapshot_and_a_log_that_was_trimmed_there_is_nothing_to_compare_with(deployment):
+    with_snapshots(deployment, 1)
+    deployment.connection.write([TrimBelow(key=deployment.keys.log, entry_id=b"9999999999999-0")])
+    found = state_of_snapshots(deployment)
+    assert (found.state_hash_replayed, len(found.state_hash)) == (None, 32)
+    assert "nothing to compare with: there is one snapshot of this log, and the log no longer" in found.state_source
+
+
+def test_a_snapshot_that_the_log_does_not_come_to_is_found_out_by_its_segments(deployment):
+    with_snapshots(deployment, 1)
+    wrong = Ledger()
+    entry_id, _ = deployment.connection.range(deployment.keys.snapshots, count=1)[0]
+    first = list_manifests(deployment.connection, deployment.keys)[0]
+    wrong.apply(columns(event(7, session="invented")))
+    writer = SnapshotWriter(deployment.connection, deployment.keys, fenced=deployment.connection.write)
+    for _ in writer.write(wrong, snapshot_id=entry_id + b"1", position=first.position, now_ms=0):
+        pass
+    found = state_of_snapshots(deployment)
+    figures = {difference.figure for difference in found.differences}
+    assert figures >= {"segment series/0", "segment rows/0", "segment recent/0", "segment head"}
+    assert found.state_hash != found.state_hash_replayed
+    assert {d.way for d in found.differences if "segment" in d.figure} == {
+        "state rebuilt from snapshot 1-1 and the log"
+    }
+
+
+def test_an_entry_that_was_removed_between_two_snapshots_is_found_out(deployment):
+    with_snapshots(deployment, 2)
+    *_, (entry_id, _) = deployment.connection.range(deployment.keys.log, count=10)
+    deployment.connection.write([DeleteEntries(key=deployment.keys.log, entry_ids=[entry_id])])
+    found = state_of_snapshots(deployment)
+    assert ("entries", 2, 1) in {(d.figure, d.actor, d.other) for d in found.differences}
+
+
+def test_snapshots_that_are_gone_meanwhile_are_not_compared(deployment, monkeypatch):
+    with_snapshots(deployment, 2)
+    kept = list_manifests(deployment.connection, deployment.keys)
+    monkeypatch.setattr(states, "list_manifests", lambda *_: kept[:1])
+    assert states.compare_states(deployment.connection, deployment.keys, kept).overtaken
+    with pytest.raises(SnapshotError, match="faster than they could be read"):
+        state_of_snapshots(deployment)
 
 
 def test_books_that_the_actor_itself_finds_wrong_are_a_difference(deployment, monkeypatch):

@@ -166,3 +166,19 @@ def test_an_actor_starts_there_when_the_loss_is_accepted_and_says_what_it_risks(
     with Program(*words) as actor:
         actor.hear("Recovered")
         assert "subject=eviction" in actor.stderr
+
+
+def test_the_demo_runs_on_any_server_because_it_removes_what_it_counts(own_server, configured):
+    configured(appendonly="no", save="")
+    done = run("demo", "--redis", own_server.url, "--seconds", "1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_replay_says_why_its_actor_does_not_start(own_server, configured, namespace, tmp_path):
+    configured(appendonly="no", save="")
+    (tmp_path / "calls.jsonl").write_text('{"input_tokens": 1}')
+    words = ("replay", str(tmp_path / "calls.jsonl"), "--format", "jsonl", "--redis", own_server.url)
+    done = run(*words, "--namespace", namespace)
+    assert done.returncode == 1
+    assert "the log is not safe on this server" in last_line(done)
+    assert "appendonly yes" in last_line(done)

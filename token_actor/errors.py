@@ -11,6 +11,8 @@
     ├── ActorUnavailable                the deployment's: no answer within the deadline
     │   └── LogUnavailable              the deployment's: not in the log within the deadline
     ├── BufferFull                      the deployment's: the log has been away for too long
+    │   └── SpoolFull                   the deployment's: the spool on disk has no room
+    ├── SpoolError                      the disk's: a spool could not be read or written
     ├── TransportError                  the server's
     │   ├── ServerUnavailable           no connection, or it broke: the outcome is unknown
     │   └── ServerRefused               the server answered with an error: nothing was done
@@ -106,6 +108,14 @@ class BufferFull(TokenActorError):  # noqa: N818 - reads as a sentence where it 
     def __init__(self, message: str, *, pending: int) -> None:
         super().__init__(message)
         self.pending = pending
+
+
+class SpoolFull(BufferFull):
+    """Say that the spool has no room, ``pending`` events are not in the log, and this one was not taken."""
+
+
+class SpoolError(TokenActorError):
+    """Say that a spool could not be written or read; nothing was changed, and the same may be tried again."""
 
 
 class TransportError(TokenActorError):

@@ -40,6 +40,7 @@ MEMORY_SCHEME: Final = "memory://"
 ENVIRONMENT: Final = {
     "TOKEN_ACTOR_REDIS": "the address of the server, when none is given",
     "TOKEN_ACTOR_NAMESPACE": "the namespace, when none is given",
+    "TOKEN_ACTOR_SPOOL_DIR": "the folder of a client's spool, when none is given",
 }
 _CONNECT_TIMEOUT_S: Final = 2.0
 _EXIT_TIMEOUT_S: Final = 5.0
@@ -64,6 +65,9 @@ class ClientOptions(TypedDict, total=False):
     buffer_events_max: int
     timeout_s: float
     lines_max: int
+    spool_dir: str | None
+    spool_bytes_max: int
+    spool_full: str
     resend_share: float
 
 
@@ -94,6 +98,7 @@ def _engine(url: str | None, options: ClientOptions) -> Engine:
     given = {name: value for name, value in options.items() if value is not None}
     names = {name: given.pop(name) for name in DIMENSIONS if name in given}
     given["namespace"] = given.get("namespace") or default_namespace()
+    given.setdefault("spool_dir", default_spool_dir())
     settings = ClientSettings(names=names, **given)  # type: ignore[arg-type] # the TypedDict says which
     return Engine(connector_of(url or default_url(), settings.namespace), settings)
 
@@ -111,6 +116,11 @@ def default_url() -> str:
 def default_namespace() -> str:
     """Return the namespace from the environment, else ``default``."""
     return os.environ.get("TOKEN_ACTOR_NAMESPACE") or "default"
+
+
+def default_spool_dir() -> str | None:
+    """Return the folder of a client's spool from the environment, ``None`` when it names none."""
+    return os.environ.get("TOKEN_ACTOR_SPOOL_DIR") or None
 
 
 def connector_of(url: str, namespace: str = "default") -> Connector:

@@ -98,3 +98,30 @@ def test_the_doctor_exits_1_when_there_is_a_problem(server_url, namespace, where
     done = run(*words)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_doctor_tells_what_waits_in_a_spool_and_whose_it_is(server_url, namespace, ask, tmp_path):
+    where = ("--redis", server_url, "--namespace", namespace)
+    folder = str(tmp_path / "spool")
+    with serving(*where), TokenClient(server_url, namespace=namespace, spool_dir=folder) as client:
+        empty = ask("doctor", *where, "--spool-dir", folder)
+        for _ in range(10):
+            client.record(1)
+        client.flush()
+        used = ask("doctor", *where, "--spool-dir", folder)["spool"]
+        client.close()
+        left = ask("doctor", *where, "--spool-dir", folder)
+    assert empty["spool"] == {"slots": [], "damaged": []}
+    (slot,) = used["slots"]
+    assert (slot["here"], slot["owned"], slot["events"], slot["problem"]) == (True, True, 10, None)
+    (slot,) = left["spool"]["slots"]
+    assert (slot["owned"], slot["events"]) == (False, 10)
+    (finding,) = [finding for finding in left["findings"] if finding["subject"] == "spool"]
+    assert "left behind, 10 events in 1 batches" in finding["found"]
+    assert left["sound"] is True
+
+
+def test_a_spool_that_is_not_there_is_said(server_url, namespace, tmp_path):
+    done = run("doctor", "--redis", server_url, "--namespace", namespace, "--spool-dir", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "--spool-dir" in done.stderr

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tests.makers import plain
 from token_actor.actor.loop import Actor
 from token_actor.actor.settings import ActorSettings, Clock
+from token_actor.actor.snapshots import digests_now
 from token_actor.client.recording import make_event
-from token_actor.core import snapshot
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Append, Delete
 from token_actor.transport.redis import RedisConnector
@@ -23,7 +22,7 @@ from token_actor.wire.messages import COMMAND_FIELD, Answer, DeadLetter, Questio
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from token_actor.actor.snapshots import Position
+    from token_actor.actor.manifests import Position
     from token_actor.transport.ports import Connection, Connector, Entry, StreamState
 
 PRODUCER = bytes(16)
@@ -57,6 +56,7 @@ class Script:
         def look(turns: int = TURNS_MAX) -> None:
             assert turns, "it did not happen"
             if not reached():
+                self.advance(LEASE_MS // 20)
                 self._steps.append(lambda: look(turns - 1))
 
         self._steps.append(look)
@@ -247,7 +247,7 @@ class Player:
 
     @property
     def state(self) -> Any:
-        return plain(snapshot.dump(self.actor._follower.ledger))
+        return digests_now(self.actor._follower.ledger)
 
 
 def nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.actor.conftest import Recorder
 from token_actor.actor import continuity
 from token_actor.actor.continuity import Break, Trail, entries_from, find_break
-from token_actor.actor.snapshots import Position
+from token_actor.actor.manifests import Position
 from token_actor.transport.ports import FIRST, Delete, DeleteEntries, TrimBelow
 
 REPLACED = Break(replaced=True)

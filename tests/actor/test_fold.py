@@ -23,9 +23,12 @@ from tests.makers import (
     examples,
     fields_of,
     json_entry,
+    packed,
     plain,
     single_entry,
+    state_of,
     total,
+    travelled,
 )
 from token_actor.actor.fold import fold
 from token_actor.core import commands, snapshot
@@ -33,7 +36,6 @@ from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.series import NAMES_MAX, OTHER
 from token_actor.core.usage import TOKENS_MAX, UNPRICED, Event
 from token_actor.wire import reads
-from token_actor.wire.codec import pack_state, unpack_state
 
 
 @pytest.fixture
@@ -257,12 +259,10 @@ def outcome(entries, cuts, *, restart=False):
         told += [(client, answer.encode()) for client, answer in result.answers]
         letters += result.dead
         if restart:
-            parts = snapshot.dump(ledger).items()
-            ledger = snapshot.restore({name: unpack_state(pack_state({"v": part}))["v"] for name, part in parts}, SMALL)
+            ledger = snapshot.restore(travelled(state_of(ledger)), SMALL)
     assert ask(ledger, "books")["differences"] == []
-    state = snapshot.dump(ledger)
-    packed = [pack_state({"v": part}) for part in state.values()]  # what a snapshot would hold, to the last byte
-    return plain(state), told, letters, packed
+    state = state_of(ledger)
+    return plain(state), told, letters, packed(state)  # what a snapshot would hold, to the last byte
 
 
 @given(st.data())
@@ -314,11 +314,11 @@ def test_nor_does_the_fold_of_a_long_log_in_which_every_bound_is_met(seed, monke
             entries.append(batch_entry(*made, at_ms=at_ms, seq=seq, producer=producer, first_seq=first_seq))
     at_once = outcome(entries, [])
     state, _, letters, _ = at_once
-    assert OTHER in state["series"]
-    assert any(
-        any(sums) for sums in (part["dropped"][2] for part in state["frames"].values() if isinstance(part, dict))
-    )
-    assert (len(state["answers"]), len(state["producers"][1]), len(state["message_ids"][0])) == (20, 2, 5)
+    assert OTHER in state["series/0"][0]["keys"]
+    assert any(any(sums) for _, _, sums in state["head"][0]["frames"]["dropped"])
+    known = {"answers": "answers", "producers": "marks", "message_ids": "ids"}
+    counts = {part: sum(len(state[name][0][field]) for name in state if part in name) for part, field in known.items()}
+    assert counts == {"answers": 20, "producers": 2, "message_ids": 5}
     assert letters
     for cuts in (range(1, 600), [300], sorted(rng.sample(range(1, 600), 60))):
         assert outcome(entries, cuts) == at_once

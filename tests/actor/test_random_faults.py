@@ -33,7 +33,9 @@ class World:
         self.made = 3
 
     def new_player(self, number):
-        return self.stage.player(f"p{number}", snapshot_every_ms=self.random.choice([50, 60_000]))
+        player = self.stage.player(f"p{number}", snapshot_every_ms=self.random.choice([50, 60_000]))
+        player.script.now_ms = self.clock_ms
+        return player
 
     def send(self):
         number = len(self.sent)

@@ -260,7 +260,7 @@ class TestDamage:
         stage = memory_stage
         monkeypatch.setattr(snapshots, "CHUNK_BYTES", 300)
         manifest = take_one(stage)
-        for index in range(manifest.chunk_count):
+        for index in range(len(manifest.chunks)):
             key = stage.keys.chunk(b"1-1", index)
             whole = stage.connection.get(key)
             for place in {0, len(whole) // 2, len(whole) - 1}:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tests.actor.conftest import LEASE_MS
-from token_actor.actor.snapshots import list_manifests
+from token_actor.actor.manifests import list_manifests
 from token_actor.errors import LeadershipLost, ServerUnavailable, SnapshotError
 from token_actor.transport.ports import Append, Delete, DeleteEntries, Put, TrimBelow
 
@@ -149,7 +149,7 @@ class TestTakingOver:
         with pytest.raises(LeadershipLost):
             leader.step()
         assert (leader.epoch, stage.dead()) == (0, [])
-        standby.step()
+        standby.step(3)
         leader.step(3)
         assert [letter.raw for letter in stage.dead()] == [BROKEN]
         assert leader.state == standby.state

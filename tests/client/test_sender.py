@@ -194,7 +194,7 @@ class TestBatches:
         fleet.go_away()
         for _ in range(10):
             client.record(1)
-        wait_until(lambda: client._engine._sender._failure)  # the sender has its hands full
+        wait_until(lambda: client._engine._sender._delivery.failure)  # the sender has its hands full
         for _ in range(25):
             client.record(1)
         fleet.come_back()
@@ -442,7 +442,7 @@ class TestTheEnd:
             for thread in threads:
                 thread.join()
             assert client.pending == 0
-            found = spans(batch for batch in fleet.batches() if batch["p"] == client._engine._sender._producer)
+            found = spans(batch for batch in fleet.batches() if batch["p"] == client._engine._sender._delivery.producer)
             assert (found[-1][1] if found else 0) == sum(taken)
 
     def test_a_retired_sender_sends_what_it_has_and_ends(self, fleet):

@@ -20,6 +20,9 @@ def test_the_defaults_are_those_of_the_guide():
         "buffer_events_max": 100_000,
         "timeout_s": 5.0,
         "lines_max": 16,
+        "spool_dir": None,
+        "spool_bytes_max": 268_435_456,
+        "spool_full": "block",
         "resend_share": 0.0,
     }
 
@@ -91,3 +94,16 @@ def test_the_ends_of_a_range_are_fine(setting, value):
 def test_settings_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ClientSettings().timeout_s = 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("spool_full", "drop"), ("spool_dir", 5), ("spool_bytes_max", 0), ("spool_bytes_max", "1")]
+)
+def test_a_spool_that_cannot_be_is_refused(setting, value):
+    with pytest.raises(InvalidValue) as refused:
+        ClientSettings(**{setting: value})
+    assert refused.value.field == setting
+
+
+def test_no_folder_is_no_spool():
+    assert ClientSettings(spool_dir="").spool_dir is None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
+from tests.makers import packed, state_of
 from token_actor.actor.fold import fold
-from token_actor.core import snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
-from token_actor.core.series import OTHER
+from token_actor.core.series import OTHER, SeriesTable
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import Event, series_key
 from token_actor.wire.batches import encode_batch
-from token_actor.wire.codec import pack_state
 
 HOUR_MS = 3_600_000
 START_MS = 500_000 * HOUR_MS
@@ -113,6 +113,25 @@ def test_a_row_that_never_counted_anything_has_no_times_after_folding(crowded):
     assert crowded.first_ms[row] == START_MS
 
 
+def test_a_folded_table_is_the_one_that_its_keys_make():
+    rng = random.Random(7)
+    table, again = SeriesTable(), SeriesTable()
+    for number in range(300):
+        table.row(series_key(rng.choice("tu"), None, None, f"a{rng.randrange(5)}", f"s{number % 97}"))
+    for _ in range(2):  # the second time there is a session __other__ already
+        old = [table.names_of(row) for row in range(len(table))]
+        idle = np.array(sorted(rng.sample(range(len(table)), 60)))
+        new_rows = table.fold_sessions(idle)
+        folded = set(idle.tolist())
+        for row, names in enumerate(old):
+            assert table.names_of(new_rows[row]) == ({**names, "session": OTHER} if row in folded else names)
+        again.replace(table.keys)
+        assert (table.names, table.keys) == (again.names, again.keys)
+        assert np.array_equal(table.codes, again.codes)
+        for selector in ({"session": OTHER}, {"agent": "a1", "tenant": "t"}, {"session": "s5"}):
+            assert table.select(selector).tolist() == again.select(selector).tolist()
+
+
 def random_entries(rng, count):
     """Return log entries of four producers that resend and leave holes, over a few days."""
     entries, now_ms, next_seq = [], START_MS, {}
@@ -143,8 +162,7 @@ def folded(entries, sizes):
         size = next(sizes)
         dead += fold(ledger, entries[start : start + size], epoch=1).dead
         start += size
-    state = {name: pack_state({"value": part}) for name, part in snapshot.dump(ledger).items()}
-    return ledger, state, dead
+    return ledger, packed(state_of(ledger)), dead
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -232,29 +232,89 @@ def test_rows_that_become_one_are_added_up():
     assert found(frames, "minute") == {START_MS: {1: (3, 2)}, START_MS + MINUTE_MS: {0: (4, 1)}}
 
 
-def test_restored_frames_go_on_like_the_dumped_ones():
-    frames, again = FrameSet(retention_ms=SHORT), FrameSet(retention_ms=SHORT)
+def trees(frames):
+    return {segment.name: list(segment.make()) for segment in frames.capture()}
+
+
+def restored(frames, **options):
+    again = FrameSet(**options)
+    parts = {
+        resolution: [tree for name, made in trees(frames).items() if f"/{resolution}/" in name for tree in made]
+        for resolution in RESOLUTIONS_MS
+    }
+    again.restore(parts, frames.rest())
+    return again
+
+
+def test_restored_frames_go_on_like_the_captured_ones():
+    frames = FrameSet(retention_ms=SHORT)
     add(frames, (0, START_MS, 1), (7, START_MS + MINUTE_MS, 2))
     add(frames, (1, START_MS + HOUR_MS, 4))
-    again.restore(frames.dump())
-    assert plain(again.dump()) == plain(frames.dump())
+    again = restored(frames, retention_ms=SHORT)
+    assert plain((trees(again), again.rest())) == plain((trees(frames), frames.rest()))
     for each in (frames, again):
         add(each, (0, START_MS + HOUR_MS, 8), (0, START_MS + 5 * HOUR_MS, 16))
-    assert plain(again.dump()) == plain(frames.dump())
+    assert plain((trees(again), again.rest())) == plain((trees(frames), frames.rest()))
 
 
-def test_a_dump_does_not_change_when_the_frames_go_on():
+def test_a_picture_does_not_change_when_the_frames_go_on():
     frames = FrameSet(retention_ms=SHORT)
     add(frames, (0, START_MS, 1))
-    dumped = frames.dump()
-    before = plain(dumped)
+    before, rest, picture = plain(trees(frames)), frames.rest(), frames.capture()
+    dropped = plain(rest)
     add(frames, (0, START_MS, 2))
     add(frames, (0, START_MS + DAY_MS, 2))
     frames.fold()
-    assert plain(dumped) == before
+    assert plain({segment.name: list(segment.make()) for segment in picture}) == before
+    assert plain(rest) == dropped
 
 
 def test_frames_of_nothing_are_restored_to_nothing():
-    again = FrameSet()
-    again.restore(FrameSet().dump())
-    assert plain(again.dump()) == plain(FrameSet().dump())
+    again = restored(FrameSet())
+    assert plain((trees(again), again.rest())) == plain(({}, FrameSet().rest()))
+
+
+def test_segments_are_ten_minutes_days_of_hours_and_months_of_days():
+    frames = FrameSet()
+    add(frames, (0, START_MS, 1), (0, START_MS + 9 * MINUTE_MS, 1), (0, START_MS + 10 * MINUTE_MS, 1))
+    minutes, day = START_MS // (10 * MINUTE_MS), START_MS // DAY_MS
+    assert list(trees(frames)) == [
+        f"frames/minute/{minutes}", f"frames/minute/{minutes + 1}", f"frames/hour/{day}", f"frames/day/{day // 32}",
+    ]  # fmt: skip
+
+
+def test_a_token_changes_with_its_segment_and_no_other():
+    frames, tokens = FrameSet(), {}
+    add(frames, (0, START_MS, 1), (0, START_MS + 9 * MINUTE_MS, 1), (0, START_MS + 10 * MINUTE_MS, 1))
+    group, day = START_MS // (10 * MINUTE_MS), START_MS // DAY_MS
+    minutes, next_minutes = f"frames/minute/{group}", f"frames/minute/{group + 1}"
+    rest = {f"frames/hour/{day}", f"frames/day/{day // 32}"}
+
+    def changed():
+        before = dict(tokens)
+        tokens.update({segment.name: segment.token for segment in frames.capture()})
+        return {name for name, token in tokens.items() if token != before.get(name)}
+
+    assert changed() == {minutes, next_minutes, *rest}
+    assert changed() == set()
+    add(frames, (1, START_MS + 10 * MINUTE_MS, 1))
+    assert changed() == {next_minutes, *rest}
+    frames.advance(START_MS + DAY_MS + MINUTE_MS)  # lets go of the first minute
+    assert changed() == {minutes}
+    frames.renumber(np.array([1, 0]))
+    assert changed() == {minutes, next_minutes, *rest}
+
+
+def test_a_large_frame_is_made_piece_by_piece(monkeypatch):
+    monkeypatch.setattr(frames_module, "_ROWS_AT_ONCE", 4)
+    frames, again = FrameSet(), FrameSet()
+    events = [(row, START_MS + minute * MINUTE_MS, row + 1) for row in (0, 1, 2, 5, 6, 9, 30) for minute in (0, 1)]
+    add(frames, *events)
+    for each in reversed(events):  # in other parts
+        add(again, each)
+        again.fold()
+    made = trees(frames)[f"frames/minute/{START_MS // (10 * MINUTE_MS)}"]
+    assert [tree["rows"].tolist() for tree in made] == [[0, 1, 2, 5, 6], [9, 30, 0, 1, 2], [5, 6, 9, 30]]
+    assert plain(trees(again)) == plain(trees(frames))
+    assert plain(trees(restored(frames))) == plain(trees(frames))
+    assert found(restored(frames), "minute") == found(frames, "minute")

@@ -21,15 +21,16 @@ from tests.makers import (
     examples,
     fields_of,
     json_entry,
-    plain,
+    packed,
     single_entry,
+    state_of,
+    travelled,
 )
 from tests.oracle import Oracle, sums
 from token_actor.actor.fold import fold
 from token_actor.core import snapshot
 from token_actor.core.ledger import COUNTERS, Ledger
 from token_actor.core.usage import DIMENSIONS, TOKENS_MAX, UNPRICED, Event
-from token_actor.wire.codec import pack_state, unpack_state
 
 SIX = (*COUNTERS[:5], "requests")
 TENANTS, SESSIONS = ("default", "t"), ("", "s", "r")
@@ -152,10 +153,9 @@ class LedgerAgainstOracle(RuleBasedStateMachine):
     @rule()
     def restart(self):
         self.read()
-        state = snapshot.dump(self.ledger)
-        parts = {name: unpack_state(pack_state({"value": part}))["value"] for name, part in state.items()}
-        self.ledger = snapshot.restore(parts)
-        assert plain(snapshot.dump(self.ledger)) == plain(state)
+        state = state_of(self.ledger)
+        self.ledger = snapshot.restore(travelled(state))
+        assert packed(state_of(self.ledger)) == packed(state)
 
     @invariant()
     def the_answers_agree(self):

@@ -45,7 +45,7 @@ def test_a_bad_selector_is_refused_by_every_question_that_has_one(ledger, kind, 
 
 def fitting(kind):
     """Return arguments that a kind of question takes."""
-    arguments = {"window_ms": 1000, "selector": {"session": "s"}}
+    arguments = {"window_ms": 1000, "selector": {"session": "s"}, "producer": PRODUCER, "epochs": [0]}
     return {name: value for name, value in arguments.items() if name in QUESTIONS[kind].arguments}
 
 
@@ -442,4 +442,41 @@ def test_names_of_our_own_can_be_asked_for():
     for model in "abc":
         apply(ledger, event(1, model=model))
     assert ask(ledger, "analytics", selector={"model": OTHER})["requests"] == 2
-    assert queries.QUESTIONS.keys() == {"status", "analytics", "history", "window", "session", "books"}
+    assert queries.QUESTIONS.keys() == {
+        "status", "analytics", "history", "window", "session", "books", "producer",
+    }  # fmt: skip
+
+
+class TestAProducer:
+    def test_of_one_that_is_known_the_numbers_seen_are_told(self):
+        seen = Ledger()
+        for first, stop in ((0, 5), (7, 9), (12, 13)):
+            seen.producers.see(PRODUCER, 3, first, stop)
+        assert ask(seen, "producer", producer=PRODUCER, epochs=[3])["epochs"] == {
+            "3": {"next_seq": 5, "ranges": [[7, 9], [12, 13]], "missing": 5}
+        }
+
+    def test_of_one_that_is_unknown_nothing_has_been_seen(self, ledger):
+        nothing = {"next_seq": 0, "ranges": [], "missing": 0}
+        assert ask(ledger, "producer", producer=bytes(16), epochs=[0, 7])["epochs"] == {"0": nothing, "7": nothing}
+
+    def test_to_ask_is_not_to_remember(self, ledger):
+        known = len(ledger.producers)
+        ask(ledger, "producer", producer=b"x" * 16, epochs=[0])
+        assert len(ledger.producers) == known
+
+    def test_only_the_lowest_ranges_are_told(self):
+        seen = Ledger()
+        for number in range(1, 201, 2):
+            seen.producers.see(PRODUCER, 0, number, number + 1)
+        told = ask(seen, "producer", producer=PRODUCER, epochs=[0])["epochs"]["0"]
+        assert (told["ranges"][0], told["ranges"][-1], len(told["ranges"])) == ([1, 2], [127, 128], 64)
+        assert told["missing"] == 100
+
+    @pytest.mark.parametrize("producer", [None, "x" * 16, b"x" * 15, b"x" * 17, 5])
+    def test_a_name_that_is_none_is_refused(self, ledger, producer):
+        assert refused_field(ledger, "producer", producer=producer, epochs=[0]) == "producer"
+
+    @pytest.mark.parametrize("epochs", [None, 0, "x", ["0"], [0.0], [True], {0: 0}])
+    def test_epochs_that_are_none_are_refused(self, ledger, epochs):
+        assert refused_field(ledger, "producer", producer=PRODUCER, epochs=epochs) == "epochs"

@@ -255,12 +255,80 @@ def test_an_empty_ring_may_be_renumbered():
     assert newest(recent, [0]) == [0]
 
 
+def trees(segments):
+    return [tree for segment in segments for tree in segment.make()]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(recent_module, "_PLACE_BITS", 2)
+
+
 @pytest.mark.parametrize("count", [0, 3, 12])
-def test_a_restored_ring_goes_on_like_the_dumped_one(path, count):
+def test_a_restored_ring_goes_on_like_the_captured_one(path, small_blocks, count):
     recent, again = ring(*(number % 3 for number in range(count)), events_max=5), RecentEvents(events_max=5)
-    again.restore(recent.dump(4))
+    again.restore(trees(recent.capture()), recent.next_place)
     for each in (recent, again):
         append(each, 1, 3, 4, ids=["a", None, "b"])
-    assert plain(again.dump(5)) == plain(recent.dump(5))
+    assert plain(trees(again.capture())) == plain(trees(recent.capture()))
     for row in range(5):
         assert newest(again, [row]) == newest(recent, [row])
+
+
+def test_segments_are_blocks_of_places(small_blocks):
+    recent = ring(*range(11), events_max=9)
+    assert [segment.name for segment in recent.capture()] == ["recent/0", "recent/1", "recent/2"]
+    assert [(tree["first"], tree["row"].tolist()) for tree in trees(recent.capture())] == [
+        (2, [2, 3]), (4, [4, 5, 6, 7]), (8, [8, 9, 10]),
+    ]  # fmt: skip
+
+
+def test_a_token_changes_with_its_segment_and_no_other(small_blocks):
+    recent = ring(*range(10), events_max=100)
+
+    def tokens():
+        return {segment.name: segment.token for segment in recent.capture()}
+
+    before = tokens()
+    append(recent, 1)
+    assert {name for name, token in tokens().items() if token != before[name]} == {"recent/2"}
+    before = tokens()
+    recent.renumber(np.arange(10)[::-1])
+    assert {name for name, token in tokens().items() if token != before[name]} == set(before)
+
+
+@given(
+    st.integers(0, 25), st.integers(1, 20), st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=30), max_size=9),
+    st.integers(0, 9), st.integers(0, 8),
+)  # fmt: skip
+@examples(200)
+def test_a_picture_stays_as_it_was_whatever_the_ring_does_next(before, events_max, reads, renumbered, made_after):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent_module, "_PLACE_BITS", 2)
+        patch.setattr(recent_module, "_FIRST_CAPACITY", 4)
+        recent = ring(*(number % 6 for number in range(before)), events_max=events_max)
+        expected = plain(trees(recent.capture()))
+        picture, made = recent.capture(), []
+        for place, read in enumerate([*reads, [0]]):
+            if place >= made_after and picture:  # one segment after each read, like a writer
+                segment = picture.pop(0)
+                made += segment.make()
+                segment.release()
+            append(recent, *read, ids=["new"] * len(read), tags=[{"new": "tag"}] * len(read))
+            if place == renumbered:
+                recent.renumber(np.arange(6)[::-1])
+        made += trees(picture)
+        assert plain(made) == expected
+
+
+@pytest.mark.parametrize("events_max", [3, 100])
+def test_what_a_restored_ring_answers_does_not_depend_on_events_it_no_longer_keeps(path, events_max):
+    """The events before the first one kept are in no chain: they are not in the snapshot either."""
+    recent, again = ring(0, 1, 0, 2, 1, 1, 0, 1, events_max=5), RecentEvents(events_max=events_max)
+    again.restore(trees(recent.capture()), recent.next_place)
+    kept = [place for place in newest(recent, None) if place >= again.first_place]
+    for rows in ([0], [1], [2], [0, 2], [0, 1, 2]):
+        assert newest(again, rows) == [place for place in newest(recent, rows) if place in kept]
+        for since_ms in (0, 1):
+            wanted = [place for place in newest(again, rows) if since_ms == 0]
+            assert tokens_since(again, rows, since_ms) == sum(wanted)

@@ -1,17 +1,35 @@
-"""Facts about the whole state as a tree of plain values and arrays."""
+"""Facts about the whole state: captured at once, made piece by piece, restored."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from tests.makers import MINUTE_MS, PRODUCER, START_MS, apply, ask, columns, event, plain, total
-from token_actor.core import snapshot
+from tests.core.test_message_ids import block_size
+from tests.makers import (
+    HOUR_MS,
+    MINUTE_MS,
+    PRODUCER,
+    START_MS,
+    apply,
+    ask,
+    columns,
+    event,
+    packed,
+    plain,
+    state_of,
+    total,
+    travelled,
+)
+from token_actor.core import answers, commands, dedupe, recent, rows, series, snapshot
 from token_actor.core.columns import Run
 from token_actor.core.commands import Command, execute
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import QUESTIONS
+from token_actor.core.snapshot import Capture
 from token_actor.errors import SnapshotError
-from token_actor.wire.codec import pack_state, unpack_state
+from token_actor.wire.codec import pack_tree
 
 BOUNDS = Bounds(recent_events_max=4, message_ids_max=3, producers_max=2)
 
@@ -31,28 +49,24 @@ def used(bounds=BOUNDS):
     return ledger
 
 
-def travelled(state):
-    """Return a state as it comes back from the server: in parts, each packed and unpacked."""
-    return {name: unpack_state(pack_state({"value": part}))["value"] for name, part in state.items()}
-
-
-def test_a_dump_holds_these_parts():
-    assert set(snapshot.dump(Ledger())) == {
-        "version", "log_ms", "series", "counters", "first_ms", "last_ms", "peak_tokens", "producers", "message_ids",
-        "frames", "recent", "dead", "resets", "answers",
+def test_a_snapshot_holds_these_parts():
+    assert {name.partition("/")[0] for name in state_of(used())} == {
+        "head", "series", "rows", "producers", "message_ids", "frames", "recent", "resets", "answers",
     }  # fmt: skip
+    assert set(state_of(Ledger())) == {"head"}
 
 
 @pytest.mark.parametrize("make", [lambda: Ledger(BOUNDS), used], ids=["empty", "used"])
-def test_a_restored_ledger_dumps_the_same_state(make):
-    state = snapshot.dump(make())
-    again = snapshot.dump(snapshot.restore(travelled(state), BOUNDS))
+def test_a_restored_ledger_has_the_same_state(make):
+    state = state_of(make())
+    again = state_of(snapshot.restore(travelled(state), BOUNDS))
     assert plain(again) == plain(state)
+    assert packed(again) == packed(state)
 
 
 def test_a_restored_ledger_gives_the_same_answers():
     ledger = used()
-    again = snapshot.restore(travelled(snapshot.dump(ledger)), BOUNDS)
+    again = snapshot.restore(travelled(state_of(ledger)), BOUNDS)
     arguments = {"selector": {"session": "s"}, "window_ms": 200_000, "limit": 3, "group_by": ["session"]}
     for kind, question in QUESTIONS.items():
         fitting = {name: value for name, value in arguments.items() if name in question.arguments}
@@ -60,30 +74,19 @@ def test_a_restored_ledger_gives_the_same_answers():
 
 
 @pytest.mark.parametrize("make", [lambda: Ledger(BOUNDS), used], ids=["empty", "used"])
-def test_a_restored_ledger_goes_on_like_the_dumped_one(make):
+def test_a_restored_ledger_goes_on_like_the_captured_one(make):
     ledger = make()
-    again = snapshot.restore(travelled(snapshot.dump(ledger)), BOUNDS)
+    again = snapshot.restore(travelled(state_of(ledger)), BOUNDS)
     for each in (ledger, again):
         read = columns(event(1, agent="new"), event(2), event(4, session="s"), log_ms=START_MS + 9 * MINUTE_MS)
         read.runs = [Run(PRODUCER, 3, 4, 0, 3)]
         each.apply(read)
         apply(each, event(3, session="s", message_id="m3"), event(9, message_id="m2"), log_ms=START_MS + 9 * MINUTE_MS)
-    assert plain(snapshot.dump(again)) == plain(snapshot.dump(ledger))
-
-
-def test_a_dump_does_not_change_when_the_ledger_goes_on():
-    ledger = used()
-    state = snapshot.dump(ledger)
-    before = plain(state)
-    apply(ledger, *(event(1, session=f"s{number}", message_id=f"x{number}") for number in range(50)))
-    reset = Command(operation="reset", request_id="r2", client="c", arguments={"tenant": "default", "session": "s"})
-    execute(ledger, reset, START_MS)
-    ask(ledger, "books")
-    assert plain(state) == before
+    assert packed(state_of(again)) == packed(state_of(ledger))
 
 
 def test_a_restored_ledger_does_not_change_the_state_it_came_from():
-    state = travelled(snapshot.dump(used()))
+    state = travelled(state_of(used()))
     before = plain(state)
     again = snapshot.restore(state, BOUNDS)
     apply(again, *(event(1, session=f"s{number}") for number in range(2000)))
@@ -92,17 +95,115 @@ def test_a_restored_ledger_does_not_change_the_state_it_came_from():
     assert total(again, "requests") == 2007
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_the_next_numbers_of_the_producers_come_with_a_capture():
+    ledger = used()
+    capture = Capture(ledger)
+    read = columns(event(1))
+    read.runs = [Run(PRODUCER, 3, 0, 0, 1)]
+    ledger.apply(read)
+    assert {key: mark.next_seq for key, mark in capture.marks.items()} == {(PRODUCER, 3): 0}
+    assert {key: mark.next_seq for key, mark in Capture(ledger).marks.items()} == {(PRODUCER, 3): 1}
+
+
+# --- while the ledger goes on ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Let a segment hold four of everything."""
+    for module, name in (
+        (answers, "_ANSWER_BITS"), (dedupe, "_MARK_BITS"), (recent, "_PLACE_BITS"), (rows, "_ROW_BITS"),
+        (series, "_KEY_BITS"), (snapshot, "_RESET_BITS"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, 2)
+    block_size(monkeypatch, 2)
+
+
+def go_on(ledger, rng, hour):
+    """Let many things happen: new and old series, ids, producers, duplicates, resets, answers."""
+    at_ms = START_MS + hour * HOUR_MS
+    made = [
+        event(
+            rng.randrange(9), session=f"s{rng.randrange(40)}", message_id=rng.choice([None, f"id{rng.randrange(50)}"])
+        )
+        for _ in range(rng.randrange(1, 12))
+    ]
+    read = columns(*made, log_ms=at_ms)
+    read.runs = [Run(bytes([rng.randrange(9)]) * 16, 0, rng.randrange(30), 0, len(made))]
+    ledger.apply(read)
+    scope = {"tenant": "default", "session": f"s{rng.randrange(40)}"}
+    request = Command(operation="reset", request_id=f"r{rng.random()}", client="c", arguments=scope)
+    execute(ledger, request, at_ms)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rows_max", [1000, 40])
+def test_a_capture_stays_as_it_was_whatever_the_ledger_does_next(small_blocks, monkeypatch, seed, rows_max):
+    """The ring of 10 is overwritten many times over, ids and producers run out, and sessions are folded."""
+    monkeypatch.setattr(commands, "ANSWERS_MAX", 10)
+    rng = random.Random(seed)
+    bounds = Bounds(recent_events_max=10, message_ids_max=9, producers_max=5, rows_max=rows_max)
+    ledger = Ledger(bounds)
+    for hour in range(12):
+        go_on(ledger, rng, hour)
+    expected = state_of(ledger)
+    capture, made = Capture(ledger), {}
+    for hour, segment in enumerate(capture.segments(), start=12):
+        if rng.random() < 0.7:
+            go_on(ledger, rng, hour)
+        made[segment.name] = list(segment.make())
+    assert packed(made) == packed(expected)
+    again = snapshot.restore(travelled(made), bounds)
+    assert ask(again, "books")["differences"] == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rows_max", [1000, 40])
+def test_a_token_that_stays_the_same_stands_for_the_same_bytes(small_blocks, monkeypatch, seed, rows_max):
+    monkeypatch.setattr(commands, "ANSWERS_MAX", 10)
+    rng = random.Random(seed)
+    ledger = Ledger(Bounds(recent_events_max=10, message_ids_max=9, producers_max=5, rows_max=rows_max))
+    known, stayed = {}, set()
+    for hour in range(40):
+        go_on(ledger, rng, hour // 4)
+        for segment in Capture(ledger).segments():
+            token, data = known.get(segment.name, (None, b""))
+            made = b"".join(map(pack_tree, segment.make()))
+            if segment.token is not None and token == segment.token:
+                assert made == data
+                stayed.add(segment.name.partition("/")[0])
+            known[segment.name] = (segment.token, made)
+    assert stayed >= {"rows", "series", "recent", "message_ids", "frames", "answers"}
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [None, 0, 1, 3, "2"])
 def test_a_state_of_another_version_is_refused(version):
-    state = {**snapshot.dump(Ledger()), "version": version}
-    with pytest.raises(SnapshotError, match="this program reads 1"):
+    state = state_of(Ledger())
+    state["head"][0]["version"] = version
+    with pytest.raises(SnapshotError, match=f"^the snapshot has version {version!r}, this program reads 2$"):
         snapshot.restore(state)
+
+
+def test_a_state_without_its_head_is_refused():
+    with pytest.raises(SnapshotError, match="^the snapshot has version None"):
+        snapshot.restore({})
+
+
+def test_a_state_without_one_of_its_segments_is_refused():
+    state = state_of(used())
+    for name in state:
+        if name != "head":
+            with pytest.raises(SnapshotError, match=f"^the snapshot has no segment '{name}'$"):
+                snapshot.restore({other: state[other] for other in state if other != name})
 
 
 @pytest.mark.parametrize("events_max", [1, 3, 5, 100])
 def test_a_snapshot_can_be_restored_with_another_bound_of_recent_events(events_max):
     ledger = used()
-    again = snapshot.restore(travelled(snapshot.dump(ledger)), Bounds(recent_events_max=events_max))
+    again = snapshot.restore(travelled(state_of(ledger)), Bounds(recent_events_max=events_max))
     kept = min(events_max, 4)
     newest = ask(ledger, "history", limit=kept)["history"]
     assert ask(again, "history", limit=100)["history"] == newest

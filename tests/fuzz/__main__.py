@@ -16,8 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.fuzz.mutate import corpus, mutations
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.mutate import mutations
+from tests.fuzz.targets import TARGETS, inputs_of
 
 CRASHES = Path(__file__).parent / "crashes"
 SLOW_S = 1.0  # one input is some messages, and a message gets a millisecond
@@ -25,7 +25,7 @@ SLOW_S = 1.0  # one input is some messages, and a message gets a millisecond
 
 def fuzz(name: str, seconds: float, seed: int) -> int:
     """Feed a target for some seconds; return how many inputs it failed on, of which one is enough to stop."""
-    target, inputs = TARGETS[name], corpus(name)
+    target, inputs = TARGETS[name], inputs_of(name)
     print(f"{name}: seed {seed}, {len(inputs)} inputs", flush=True)
     until_s = time.monotonic() + seconds
     done = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,8 @@ CORPUS: Final = Path(__file__).parent / "corpus"
 STEPS_MAX: Final = 6  # changes in a row: more of them leave nothing that is worth reading
 SLICE_BYTES_MAX: Final = 64
 BYTES_MAX: Final = 200_000  # no input grows for ever
+PARTS_MAX: Final = 64  # of one input
+INSIDE_SHARE: Final = 0.7  # of the changes: others break the frame, and nothing behind it is read
 
 # What readers of msgpack, JSON and packed integers stumble over, if over anything.
 INTERESTING: Final = (
@@ -25,6 +28,21 @@ INTERESTING: Final = (
 )  # fmt: skip
 
 
+def parts_of(data: bytes) -> list[tuple[int, bytes]]:
+    """Return an input as (kind, bytes) pairs: a byte, a length of 4 bytes, and that many bytes, or what is left."""
+    parts: list[tuple[int, bytes]] = []
+    while data and len(parts) < PARTS_MAX:
+        kind, length = data[0], int.from_bytes(data[1:5], "big")
+        parts.append((kind, data[5 : 5 + length]))
+        data = data[5 + length :]
+    return parts
+
+
+def joined(parts: list[tuple[int, bytes]]) -> bytes:
+    """Return (kind, bytes) pairs as one input."""
+    return b"".join(struct.pack(">BI", kind, len(value)) + value for kind, value in parts)
+
+
 def corpus(target: str) -> list[bytes]:
     """Return the inputs kept for a target, in a fixed order."""
     return [path.read_bytes() for path in sorted((CORPUS / target).glob("*.bin"))]
@@ -35,8 +53,21 @@ def mutations(inputs: Sequence[bytes], rng: random.Random) -> Iterator[bytes]:
     while True:
         data = rng.choice(inputs)
         for _ in range(rng.randint(1, STEPS_MAX)):
-            data = _changed(data, inputs, rng)[:BYTES_MAX]
+            changed = _changed_inside if rng.random() < INSIDE_SHARE else _changed
+            data = changed(data, inputs, rng)[:BYTES_MAX]
         yield data
+
+
+def _changed_inside(data: bytes, inputs: Sequence[bytes], rng: random.Random) -> bytes:
+    """Change one part of an input that consists of parts, and leave the frame of all of them right."""
+    parts = parts_of(data)
+    if not parts:
+        return data
+    place = rng.randrange(len(parts))
+    kind, value = parts[place]
+    others = [value for _, value in parts_of(rng.choice(inputs))] or [b""]
+    parts[place] = (kind, _changed(value, others, rng))
+    return joined(parts)
 
 
 def _changed(data: bytes, inputs: Sequence[bytes], rng: random.Random) -> bytes:

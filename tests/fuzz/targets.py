@@ -6,21 +6,23 @@ target is a function here and a line in ``TARGETS``, with a few inputs in ``corp
 
 from __future__ import annotations
 
-import struct
+import itertools
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from tests.fuzz.mutate import corpus, joined, parts_of
 from tests.makers import START_MS, event
 from token_actor.actor.fold import fold
-from token_actor.actor.snapshots import Manifest, _digest, load_snapshot
-from token_actor.core import snapshot
+from token_actor.actor.manifests import Chunk, Manifest, Position, digest_of
+from token_actor.actor.snapshots import _data_of, digests_now, load_snapshot
 from token_actor.core.columns import columns_of
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import answer
+from token_actor.core.snapshot import Capture
 from token_actor.errors import BadEntry, InvalidValue, SnapshotError
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Put
-from token_actor.wire.codec import pack_state
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import Answer, Question
 from token_actor.wire.reads import decode_read
@@ -28,24 +30,8 @@ from token_actor.wire.reads import decode_read
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FIELDS: Final = (b"b", b"c", b"e", b"j", b"x")
-PARTS_MAX: Final = 32  # of one input
+FIELDS: Final = (b"b", b"c", b"e", b"j", b"x", b"t")
 SMALL: Final = Bounds(rows_max=64, producers_max=4, message_ids_max=32, recent_events_max=64)
-
-
-def parts_of(data: bytes) -> list[tuple[int, bytes]]:
-    """Return an input as (kind, bytes) pairs: a byte, a length of 4 bytes, and that many bytes, or what is left."""
-    parts: list[tuple[int, bytes]] = []
-    while data and len(parts) < PARTS_MAX:
-        kind, length = data[0], int.from_bytes(data[1:5], "big")
-        parts.append((kind, data[5 : 5 + length]))
-        data = data[5 + length :]
-    return parts
-
-
-def joined(parts: list[tuple[int, bytes]]) -> bytes:
-    """Return (kind, bytes) pairs as one input."""
-    return b"".join(struct.pack(">BI", kind, len(value)) + value for kind, value in parts)
 
 
 def decode(data: bytes) -> None:
@@ -67,28 +53,39 @@ def decode(data: bytes) -> None:
             reply.encode()
         entries = entries[folded.entries :]
     assert answer(ledger, "books", {}, 0)["differences"] == []
-    pack_state(snapshot.dump(ledger))
+    digests_now(ledger)
 
 
 def read_snapshot(data: bytes) -> None:
-    """Read a snapshot whose digests are right: the first part is the manifest, the others are its chunks."""
+    """Read a snapshot: a ledger, or a ``SnapshotError``."""
+    with suppress(SnapshotError):
+        snapshot_of(data)
+
+
+def snapshot_of(data: bytes) -> Ledger:
+    """Return the ledger of a snapshot whose digests are right: the first part is the manifest, the others chunks."""
     parts = [value for _, value in parts_of(data)]
     body, chunks = (parts[0], parts[1:]) if parts else (b"", [])
+    manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", digest_of(body)])
     connection = MemoryServer(clock_ms=lambda: START_MS).connect()
-    with suppress(SnapshotError):
-        manifest = Manifest.read(b"1-1", [b"manifest", body, b"digest", _digest(body)])
-        connection.write(
-            [Put(key=Keys().chunk(manifest.snapshot_id, index), value=chunk) for index, chunk in enumerate(chunks)]
-        )
-        rest = iter(map(_digest, chunks))
-        segments = [(name, [next(rest, b"") for _ in digests]) for name, digests in manifest.segments]
-        honest = Manifest(
-            snapshot_id=manifest.snapshot_id,
-            position=manifest.position,
-            taken_ms=manifest.taken_ms,
-            segments=segments,
-        )
-        load_snapshot(connection, Keys(), honest, SMALL)
+    connection.write([Put(key=Keys().chunk(b"1-1", index), value=chunk) for index, chunk in enumerate(chunks)])
+    right = (Chunk(b"1-1", index, digest_of(chunk)) for index, chunk in enumerate(chunks))
+    segments = [(name, [next(right, each) for each in written]) for name, written in manifest.segments]
+    return load_snapshot(connection, Keys(), replace(manifest, segments=segments), SMALL)
+
+
+def snapshot_input(ledger: Ledger) -> bytes:
+    """Return the snapshot of a ledger as an input."""
+    numbers = itertools.count()
+    chunks: list[bytes] = []
+    segments = []
+    for segment in Capture(ledger).segments():
+        made = list(_data_of(segment))
+        chunks += made
+        segments.append((segment.name, [Chunk(b"1-1", next(numbers), digest_of(each)) for each in made]))
+    position = Position(offset=b"7-1", entries=3)
+    manifest = Manifest(snapshot_id=b"1-1", position=position, taken_ms=9, segments=segments)
+    return joined([(0, manifest.fields()[1]), *((0, chunk) for chunk in chunks)])
 
 
 def _asked_ledger() -> Ledger:
@@ -122,3 +119,9 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "snapshot": read_snapshot,
     "question": question,
 }
+
+
+def inputs_of(name: str) -> list[bytes]:
+    """Return what a target begins with: its corpus, and what depends on versions that change, made anew."""
+    made = [snapshot_input(ASKED), snapshot_input(Ledger(SMALL))] if name == "snapshot" else []
+    return [*corpus(name), *made]

@@ -8,23 +8,22 @@ import random
 import pytest
 
 from tests.fuzz.__main__ import fuzz
-from tests.fuzz.mutate import corpus, mutations
-from tests.fuzz.targets import TARGETS, joined, parts_of
+from tests.fuzz.mutate import corpus, joined, mutations, parts_of
+from tests.fuzz.targets import ASKED, TARGETS, inputs_of, snapshot_input, snapshot_of
 
 INPUTS = {"decode": 800, "snapshot": 3_000, "question": 6_000}  # about two seconds each
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_takes_its_corpus(name):
-    inputs = corpus(name)
-    assert inputs
-    for data in inputs:
+    assert corpus(name)
+    for data in inputs_of(name):
         TARGETS[name](data)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_takes_inputs_that_nobody_thought_of(name):
-    for data in itertools.islice(mutations(corpus(name), random.Random(7)), INPUTS[name]):
+    for data in itertools.islice(mutations(inputs_of(name), random.Random(7)), INPUTS[name]):
         TARGETS[name](data)
 
 
@@ -56,3 +55,7 @@ def test_an_input_that_a_target_fails_on_is_said_and_saved(monkeypatch, tmp_path
 def test_a_run_without_a_fault_ends_when_its_time_is_over(capsys):
     assert fuzz("question", 0.0, seed=1) == 0
     assert "no fault" in capsys.readouterr().out
+
+
+def test_an_input_of_the_snapshots_is_read_to_its_end():
+    assert snapshot_of(snapshot_input(ASKED)).total() == ASKED.total()

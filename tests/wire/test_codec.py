@@ -20,12 +20,12 @@ from token_actor.wire.codec import (
     ITEMS_MAX,
     MESSAGE_BYTES_MAX,
     pack,
-    pack_state,
+    pack_tree,
     unpack,
     unpack_batch,
     unpack_json,
     unpack_message,
-    unpack_state,
+    unpack_trees,
 )
 
 LISTS = {"k", "m"}
@@ -319,25 +319,36 @@ def test_random_bytes_are_a_map_or_refused(decode, data):
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
-def test_an_array_in_a_state_comes_back_as_it_was(array):
-    (again,) = unpack_state(pack_state({"array": array})).values()
-    assert plain(again) == plain(array)
+def test_an_array_in_a_tree_comes_back_as_it_was(array):
+    (again,) = unpack_trees(pack_tree({"array": array}))
+    assert plain(again) == plain({"array": array})
 
 
-def test_a_state_may_hold_maps_with_any_keys():
-    assert unpack_state(pack_state({"a": {1: "b", "c": [None, b"d"]}})) == {"a": {1: "b", "c": [None, b"d"]}}
+def test_a_tree_may_hold_maps_with_any_keys():
+    assert unpack_trees(pack_tree({"a": {1: "b", "c": [None, b"d"]}})) == [{"a": {1: "b", "c": [None, b"d"]}}]
 
 
-def test_a_state_holds_nothing_else():
+def test_the_trees_of_a_segment_lie_one_after_the_other():
+    assert unpack_trees(pack_tree({"a": 1}) + pack_tree({}) + pack_tree({"b": 2})) == [{"a": 1}, {}, {"b": 2}]
+    assert unpack_trees(b"") == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_segment_that_is_cut_short_is_refused(cut):
+    with pytest.raises(BadEntry, match="incomplete"):
+        unpack_trees((pack_tree({"a": 1}) + pack_tree({"b": 2}))[:-cut])
+
+
+def test_a_tree_holds_nothing_else():
     with pytest.raises(TypeError, match="a state holds no set"):
-        pack_state({"a": {1}})
+        pack_tree({"a": {1}})
 
 
-def test_a_state_with_an_extension_that_is_no_array_is_refused():
+def test_a_tree_with_an_extension_that_is_no_array_is_refused():
     with pytest.raises(ValueError, match="extension type 9"):
-        unpack_state(msgpack.packb({"a": msgpack.ExtType(9, b"")}))
+        unpack_trees(msgpack.packb({"a": msgpack.ExtType(9, b"")}))
 
 
-def test_a_state_is_a_map():
+def test_a_tree_is_a_map():
     with pytest.raises(BadEntry, match="must be a map, not list"):
-        unpack_state(b"\x90")
+        unpack_trees(b"\x90")

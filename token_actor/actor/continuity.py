@@ -19,7 +19,7 @@ from token_actor.wire.entries import id_pair
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from token_actor.actor.snapshots import Position
+    from token_actor.actor.manifests import Position
     from token_actor.transport.ports import Connection, Entry, StreamState
 
 TRAIL_ENTRIES_MAX: Final = 65_536  # ids remembered: many seconds of a log, and a replica lags by less

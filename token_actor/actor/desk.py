@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.core.queries import answer
-from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused
+from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, TransportError
 from token_actor.transport.ports import FIRST, Append, Expire, Operation, TrimBelow
 from token_actor.wire.entries import LAST_ID, id_pair
 from token_actor.wire.messages import ANSWER_FIELD, Answer, DeadLetter, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from token_actor.actor.follower import Follower
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.settings import Clock
+    from token_actor.actor.standing import Standing
     from token_actor.transport.ports import Connection, Entry
     from token_actor.wire.keys import Keys
 
@@ -71,7 +73,7 @@ class Letters:
     def write(self, leadership: Leadership) -> None:
         """Write what waits. Raises ``LeadershipLost``. What the server has no room for stays."""
         while self._kept:
-            batch = [self._kept[place] for place in range(min(len(self._kept), _LETTERS_PER_WRITE))]
+            batch = self._batch()
             outcomes = leadership.write([self._append(letter) for letter in batch])
             for letter, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, ServerRefused) and "equal or smaller" not in str(outcome):
@@ -86,9 +88,18 @@ class Letters:
             log.error("The server refused a dead letter; it is kept and written again", extra=extra)
         self._refused = True
 
+    def _batch(self) -> list[DeadLetter]:
+        """Return the next letters to write; one of the last id of all begins a batch."""
+        batch = list(islice(self._kept, _LETTERS_PER_WRITE))
+        last = next((place for place, letter in enumerate(batch) if letter.source == LAST_ID), 0)
+        return batch[:last] or batch
+
     def _append(self, letter: DeadLetter) -> Append:
-        # After the last id of all, the stream could take none of the log that follows.
-        entry_id = b"*" if letter.source == LAST_ID else letter.source
+        entry_id = letter.source
+        if entry_id == LAST_ID:  # under that, the stream could take none of the log that follows
+            stream = self._connection.stream_state(self._key)
+            milliseconds, sequence = (0, 0) if stream is None else id_pair(stream.last_id)
+            entry_id = b"%d-%d" % (milliseconds, sequence + 1)
         return Append(key=self._key, fields=letter.fields(), entry_id=entry_id, length_max=DEAD_LENGTH_MAX)
 
 
@@ -103,9 +114,9 @@ class Desk:
         *,
         epoch: int,
         clock: Clock,
-        standing: Mapping[str, Callable[[Question], dict[str, Any]]],
+        standing: Standing,
     ) -> None:
-        """Start with nobody waiting. ``standing`` maps kinds of questions to what the actor adds to the answer."""
+        """Start with nobody waiting. ``standing`` maps kinds of questions to what adds the actor's own part."""
         self.offset = FIRST
         self._connection = connection
         self._keys = keys
@@ -146,9 +157,11 @@ class Desk:
             result = answer(self._follower.ledger, question.kind, question.arguments, asked_ms)
             standing = self._standing.get(question.kind)
             if standing is not None:
-                result = {**result, **standing(question)}
+                standing(question, result)
         except InvalidValue as problem:
             return Answer(request_id=question.request_id, epoch=self.epoch, problem=problem)
+        except TransportError:  # that is no fault in a question
+            raise
         except Exception:  # a question changes nothing, so a fault of ours in one must not stop the others
             log.exception("A question failed", extra={"action": "question_failed", "kind": question.kind})
             fault = InvalidQuestion("kind", "could not be answered; the actor's log says why", reason="internal")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from token_actor.core.columns import Columns
 from token_actor.core.commands import execute
 from token_actor.wire.messages import Answer, DeadLetter
-from token_actor.wire.reads import PlacedCommand, RefusedBatch, decode_read
+from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,8 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
             rejections += ledger.apply(step)
         elif isinstance(step, RefusedBatch):
             rejections += ledger.refuse(step.numbers, step.rejection)
+        elif isinstance(step, PlacedClock):
+            ledger.tell(step.id_ms, step.clock.now_ms, step.clock.epoch)
         else:
             rejections += _execute(ledger, step, folded, epoch)
     rejections.sort(key=lambda rejection: rejection.entry)

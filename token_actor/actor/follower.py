@@ -23,8 +23,8 @@ from token_actor.wire.reads import decode_read
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from token_actor.actor.manifests import Position
     from token_actor.actor.settings import ActorSettings
-    from token_actor.actor.snapshots import Position
     from token_actor.core.ledger import Ledger
     from token_actor.transport.ports import Connection, Entry
 
@@ -54,7 +54,8 @@ class Follower:
     """Own the state of one partition, and bring it up to date.
 
     ``recovered`` tells whether there is a state. ``replaced`` tells whether the log was replaced since
-    the last snapshot; its next leader counts it as a new generation.
+    the last snapshot; its next leader counts it as a new generation. ``all_read`` tells whether the log
+    held no more at the last read that brought anything.
     """
 
     def __init__(self, connection: Connection, settings: ActorSettings) -> None:
@@ -69,6 +70,7 @@ class Follower:
         self._lost_up_to = FIRST
         self._last: Entry | None = None
         self.replaced = False
+        self.all_read = False
 
     @property
     def recovered(self) -> bool:
@@ -106,8 +108,10 @@ class Follower:
 
     # --- recovery ------------------------------------------------------------------------------
 
-    def recover(self) -> list[Folded]:
+    def recover(self, *, alone: bool) -> list[Folded]:
         """Restore the state of the newest snapshot that is whole; return what a log that was replaced came to.
+
+        Only who is ``alone`` may accept a loss: a leader knows more, and will save it.
 
         Raises ``SnapshotError`` when the log does not go back to where the state ends.
         """
@@ -118,11 +122,12 @@ class Follower:
         self.replaced = False
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
-                self._state = self._recovered()
+                self._state = self._recovered(alone=alone)
                 break
             except SnapshotError:
                 if attempt == _ATTEMPTS_MAX:
                     raise
+        self.replaced = self.position.lost > self._known.began.lost
         found = find_break(self._connection, self._keys.log, self.position)
         if found is None or not found.replaced:
             return []
@@ -132,9 +137,10 @@ class Follower:
             self.forget()
             raise
 
-    def _recovered(self) -> Recovered:
+    def _recovered(self, *, alone: bool) -> Recovered:
         settings = self._settings
-        return recover(self._connection, self._keys, settings.bounds, accept_data_loss=settings.accept_data_loss)
+        accept = alone and settings.accept_data_loss
+        return recover(self._connection, self._keys, settings.bounds, accept_data_loss=accept)
 
     def forget(self) -> None:
         """Let go of the state, because it cannot be brought up to date."""
@@ -150,6 +156,7 @@ class Follower:
     def fold(self, entries: Sequence[Entry], *, epoch: int) -> Folded:
         """Fold what is a good piece of work of a read; the next one begins with the rest."""
         folded = fold(self.ledger, entries, epoch=epoch)
+        self.all_read = folded.entries == len(entries) < self._entries_per_read
         self._trail.add(self.position.offset, entries[: folded.entries])
         self._last = entries[folded.entries - 1]
         count = self.position.entries + folded.entries
@@ -176,7 +183,7 @@ class Follower:
         """Follow an empty log: the one that was folded is full, and was deleted."""
         self._trail = Trail()
         self._last = None
-        self.position = replace(self.position, offset=FIRST, entries=0)
+        self.position = replace(self.position, offset=FIRST, entries=0, unbroken=False)
         self.replaced = True
 
     def rejoin(self, *, epoch: int) -> Iterator[Folded]:
@@ -193,7 +200,8 @@ class Follower:
             work.after = entries[-1][0]
             yield from self._fold_new(work, entries, epoch)
         was = self.position
-        self.position = replace(was, offset=until, entries=0 if stream is None else stream.entries_added)
+        added = 0 if stream is None else stream.entries_added
+        self.position = replace(was, offset=until, entries=added, unbroken=False)
         self._trail = Trail()
         self._rejoining = None
         self._lost_up_to = FIRST

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
+from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
-from token_actor.actor.snapshots import newest_manifest
+from token_actor.actor.standing import standing_of
+from token_actor.actor.timekeeping import Timekeeper
+from token_actor.actor.trouble import Trouble
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
-from token_actor.transport.ports import FIRST, Delete
-from token_actor.wire.entries import LAST_ID, id_pair
+from token_actor.transport.ports import FIRST, Append, Delete
+from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
+from token_actor.wire.entries import LAST_ID, id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from token_actor.actor.fold import Folded
+    from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.transport.ports import Connection
-    from token_actor.wire.messages import Question
 
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the first wait, and the longest
 _RENEWALS_PER_LEASE: Final = 4
 _LOOKS_PER_LEASE: Final = 20
-# What passes, or what somebody has to mend on the server: it is full, its disk is, its replicas are away, it is a
-# replica, it runs somebody's script, or a key of ours holds something else.
-_PASSING: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", "READONLY", "BUSY", "WRONGTYPE", "EXECABORT"})
-
 log = logging.getLogger(__name__)
 
 
@@ -51,13 +51,14 @@ class Actor:
         self._letters = Letters(connection, self._keys.dead)
         self._saving = Saving(connection, settings, clock, self._follower, self._leadership)
         self._desk = self._new_desk()
+        self._timekeeper = Timekeeper(clock)
         self._answers_from = FIRST
         self._hears_questions = True
         self._deaf = False
         self._due_ms = 0
         self._standing_by = False
-        self._newest_snapshot: bytes | None = None
-        self._troubled = False
+        self._known_snapshot: tuple[bytes, int] | None = None
+        self._trouble = Trouble()
         self._awaits_snapshot = False
 
     def run(self) -> None:
@@ -75,12 +76,13 @@ class Actor:
                 log.warning("Lost the lease", extra={"action": "lease_lost"})
                 self._due_ms = 0
             except (ServerUnavailable, ServerRefused) as error:
-                self._note_trouble(error)
+                self._trouble.note(error)
+                self._due_ms = 0
                 self._clock.wait(wait_ms / 1000)
                 wait_ms = min(2 * wait_ms, _RETRY_MS[1])
             else:
                 wait_ms = _RETRY_MS[0]
-                self._note_trouble(None)
+                self._trouble.end()
         self._hand_over()
 
     def step(self) -> None:
@@ -91,21 +93,6 @@ class Actor:
             self._lead()
         else:
             self._take_over()
-
-    def _note_trouble(self, error: ServerUnavailable | ServerRefused | None) -> None:
-        """Log that the server cannot be worked with, once, and that it can again. Raises what will not pass."""
-        if error is None:
-            if self._troubled:
-                log.warning("The server can be used again", extra={"action": "server_back"})
-            self._troubled = False
-            return
-        if isinstance(error, ServerRefused) and error.code not in _PASSING:
-            raise error
-        self._due_ms = 0
-        if not self._troubled:
-            action = "server_away" if isinstance(error, ServerUnavailable) else "server_refuses"
-            log.warning("The server cannot be used", extra={"action": action, "problem": str(error)})
-        self._troubled = True
 
     def _is_due(self, times_per_lease: int) -> bool:
         """Tell whether it is time again for what is done so many times per lease."""
@@ -123,23 +110,26 @@ class Actor:
             self._fold_standing_by()
         else:
             self._recover()
-        if self._follower.recovered and self._is_due(_LOOKS_PER_LEASE):
-            if self._leadership.contend(self._clock.ticks_ms()):
-                self._take_over()
-                return
-            if not self._standing_by:
-                self._standing_by = True
-                log.info("Standing by", extra={"action": "standing_by"})
-            self._letters.drop_written()
-            self._check_standing_by()
+        if not (self._follower.recovered and self._is_due(_LOOKS_PER_LEASE)):
+            return
+        if not self._goes_on():
+            self._follower.forget()
+            return
+        if self._leadership.contend(self._clock.ticks_ms()):
+            self._take_over()
+            return
+        if not self._standing_by:
+            self._standing_by = True
+            log.info("Standing by", extra={"action": "standing_by"})
+        self._letters.drop_written()
 
     def _recover(self) -> None:
         check_partitions(self._connection, self._keys, self._settings.partitions)
         manifest = newest_manifest(self._connection, self._keys)
-        self._newest_snapshot = None if manifest is None else manifest.snapshot_id
+        self._known_snapshot = _name(manifest)
         self._letters.forget()
         try:
-            recovered = self._follower.recover()
+            recovered = self._follower.recover(alone=not self._leadership.is_held())
         except SnapshotError as error:
             self._await_snapshot(error)
             return
@@ -152,6 +142,8 @@ class Actor:
     def _await_snapshot(self, error: SnapshotError) -> None:
         """Wait for the leader to save what it has and the log has not. Raises ``error`` when nobody leads."""
         if not self._leadership.is_held():
+            if self._settings.accept_data_loss:  # the leader is gone since, so the next attempt is on its own
+                return
             raise error
         if not self._awaits_snapshot:
             extra = {"action": "snapshot_awaited", "problem": str(error)}
@@ -165,23 +157,36 @@ class Actor:
         if entries:
             self._letters.add(self._follower.fold(entries, epoch=0).dead)
 
-    def _check_standing_by(self) -> None:
-        """Let go of a state that is not the leader's any more: the log was trimmed, or replaced, under it."""
-        manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
-        if manifest is not None:
-            self._newest_snapshot = manifest.snapshot_id
-            if self._follower.replaced or manifest.position.generation != self._follower.position.generation:
-                self._follower.forget()
-                return
-        if self._follower.find_break() is not None:
-            self._follower.forget()
+    def _goes_on(self) -> bool:
+        """Tell whether the state is the one that the log and the leader go on from.
+
+        One that the leader's will differ from is kept until the leader has saved its own: it may be the
+        only one there is.
+        """
+        manifest = newest_manifest(self._connection, self._keys)
+        if manifest is not None and _name(manifest) != self._known_snapshot:
+            self._known_snapshot = _name(manifest)
+            saved, own = manifest.position, self._follower.position
+            if self._follower.replaced or (saved.generation, saved.lost) != (own.generation, own.lost):
+                return False
+        found = self._follower.find_break()
+        if found is not None and found.replaced:
+            for folded in self._follower.rejoin(epoch=0):
+                self._letters.add(folded.dead)
+        return found is None or found.replaced
 
     def _take_over(self) -> None:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
+        found = self._follower.find_break()
+        if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
+            self._follower.forget()
+            self._leadership.release()
+            return
         newest = self._connection.range(self._keys.log, count=1, newest_first=True)
         self._answers_from = newest[0][0] if newest else FIRST
+        self._timekeeper = Timekeeper(self._clock)
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
             self._begin_generation()
@@ -211,7 +216,9 @@ class Actor:
         """Renew the lease, and see whether the log is still the one we read."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
+        check_partitions(self._connection, self._keys, self._settings.partitions)
         self._look_after_questions()
+        self._saving.check()
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=self._leadership.epoch):
@@ -220,6 +227,7 @@ class Actor:
             self._begin_generation()
         elif found is not None:
             self._follower.accept_loss(found)
+            self._begin_generation()
             self._saving.hurry()  # until it is saved, nobody else can go on from here
             log.error(
                 "Entries of the log were removed before they could be counted",
@@ -270,11 +278,24 @@ class Actor:
         self._deaf = self._deaf and not questions
         if entries := read.get(self._keys.log):
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
+        self._keep_time(anything_read=bool(entries))
         if asked := read.get(self._keys.ask):
             self._desk.take(asked)
         self._desk.answer_ready()
         self._letters.write(self._leadership)
         self._desk.send()
+
+    def _keep_time(self, *, anything_read: bool) -> None:
+        """Tell the log what time it is, if it does not know."""
+        told_ms = self._timekeeper.look(
+            id_ms=log_ms_of(self._follower.position.offset) if anything_read else None,
+            log_ms=self._follower.ledger.log_ms,
+            all_read=self._follower.all_read or not anything_read,
+        )
+        if told_ms is not None:
+            clock = ClockEntry(told_ms, self._leadership.epoch)
+            log.info("Telling the log the time", extra={"action": "clock", "now_ms": told_ms})
+            self._leadership.write([Append(key=self._keys.log, fields=[CLOCK_FIELD, clock.encode()])])
 
     @property
     def _answers(self) -> bool:
@@ -294,27 +315,8 @@ class Actor:
             self._follower,
             epoch=self._leadership.epoch,
             clock=self._clock,
-            standing={"status": self._own_status, "books": self._own_status, "producer": self._own_durable},
+            standing=standing_of(self._connection, self._settings, self._leadership, self._follower, self._saving),
         )
-
-    def _own_status(self, question: Question) -> dict[str, Any]:
-        del question
-        position = self._follower.position
-        return {
-            "epoch": self._leadership.epoch,
-            "holder": self._settings.holder,
-            "offset": position.offset.decode(),
-            "entries": position.entries,
-            "generation": position.generation,
-            "lost_entries": position.lost,
-            "snapshot_offset": self._saving.position.offset.decode(),
-        }
-
-    def _own_durable(self, question: Question) -> dict[str, Any]:
-        """Add what only the actor knows of a producer: what a committed snapshot covers, and where the log is."""
-        del question
-        position = self._follower.position
-        return {"generation": position.generation, "offset": position.offset.decode()}
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -333,3 +335,8 @@ class Actor:
             log.warning("Stopped without a word to the next", extra={"action": "stopped", "problem": str(error)})
             return
         log.info("Stopped", extra={"action": "stopped", "offset": self._follower.position.offset.decode()})
+
+
+def _name(manifest: Manifest | None) -> tuple[bytes, int] | None:
+    """Return what tells a snapshot from others, also on a server that has lost its keys and counts anew."""
+    return None if manifest is None else (manifest.snapshot_id, manifest.taken_ms)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.continuity import Break, entries_from, find_break
 from token_actor.actor.fold import Folded, fold
-from token_actor.actor.snapshots import Manifest, Position, list_manifests, load_snapshot
+from token_actor.actor.manifests import Manifest, Position, list_manifests
+from token_actor.actor.snapshots import load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.errors import ServerRefused, SetupError, SnapshotError
 from token_actor.transport.ports import FIRST, Connection, PutField
@@ -79,7 +80,8 @@ def _without_gap(connection: Connection, keys: Keys, position: Position, accept_
 
 def without(position: Position, loss: Break) -> Position:
     """Return the position to go on from after entries that were removed before they were counted."""
-    return replace(position, entries=position.entries + loss.lost, lost=position.lost + loss.lost)
+    lost = position.lost + loss.lost
+    return replace(position, entries=position.entries + loss.lost, lost=lost, unbroken=False)
 
 
 def check_partitions(connection: Connection, keys: Keys, partitions: int) -> None:
@@ -88,11 +90,12 @@ def check_partitions(connection: Connection, keys: Keys, partitions: int) -> Non
     Tenants would change their place with it.
     """
     wanted = str(partitions).encode()
-    (outcome,) = connection.write([PutField(key=keys.meta, field=b"partitions", value=wanted)])
-    written = connection.get_fields(keys.meta).get(b"partitions")
-    if written is None:
-        assert isinstance(outcome, ServerRefused), "what was not refused is there"
-        raise outcome
+    written = None
+    while written is None:  # a server that loses its keys may lose this one between the two steps
+        (outcome,) = connection.write([PutField(key=keys.meta, field=b"partitions", value=wanted)])
+        written = connection.get_fields(keys.meta).get(b"partitions")
+        if written is None and isinstance(outcome, ServerRefused):
+            raise outcome
     if written != wanted:
         raise SetupError(
             f"namespace {keys.namespace!r} has {written.decode()} partitions, not {wanted.decode()}: "

@@ -14,6 +14,8 @@ from token_actor.cli.options import (
     AsJson,
     Namespace,
     Redis,
+    SpoolDir,
+    Target,
     Timeout,
     open_client,
     open_connection,
@@ -23,7 +25,9 @@ from token_actor.cli.output import answers, complain, notes, number, print_json,
 from token_actor.cli.tables import Column, print_table
 from token_actor.errors import TokenActorError
 from token_actor.operations.doctor import diagnose
+from token_actor.operations.spools import SpoolState, look_into, spool_findings
 from token_actor.operations.verify import verify as verify_books
+from token_actor.service import connector_of, default_spool_dir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +87,10 @@ def _print_verification(console: Console, found: Verification) -> None:
         style="bold",
     )
     console.print(f"  added up in {found.ways} ways, {again}")
+    if found.state_hash is None or found.state_hash_replayed is None:
+        console.print(f"  state hash {found.state_hash or 'unknown'}; {found.state_source}")
+    else:
+        console.print(f"  state hash {found.state_hash}, and {found.state_hash_replayed} from {found.state_source}")
     if found.balanced:
         console.print("  ✓ everything agrees", style="green")
     elif found.differences:
@@ -98,21 +106,42 @@ def _print_verification(console: Console, found: Verification) -> None:
 
 
 def doctor(
-    *, redis: Redis = None, namespace: Namespace = None, timeout: Timeout = DOCTOR_TIMEOUT_S, as_json: AsJson = False
+    *,
+    redis: Redis = None,
+    namespace: Namespace = None,
+    timeout: Timeout = DOCTOR_TIMEOUT_S,
+    spool_dir: SpoolDir = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Look for what endangers the numbers: the server and its settings, the actor, snapshots, dead letters."""
+    """Look for what endangers the numbers: the server, its settings, the actor, snapshots, dead letters, spools."""
     target = target_of(redis, namespace)
+    spool = _spool_of(spool_dir or default_spool_dir(), target)
     with open_client(target.url, target.namespace, timeout) as client, open_connection(target) as connection:
         now_ms = time.time_ns() // 1_000_000
         findings = diagnose(client, connection, target.namespace, with_password=target.has_password, now_ms=now_ms)
+    if spool is not None:
+        findings += spool_findings(spool, now_ms=now_ms)
     problems = [finding for finding in findings if finding.level == "problem"]
     if as_json:
-        print_json({"sound": not problems, "findings": [finding.document() for finding in findings]})
+        documents = [finding.document() for finding in findings]
+        spools = {} if spool is None else {"spool": spool.document()}
+        print_json({"sound": not problems, "findings": documents, **spools})
     else:
         _print_findings(answers(), findings)
     if problems:
         complain(f"{problems[0].found}; {problems[0].advice}")
         raise typer.Exit(1)
+
+
+def _spool_of(folder: str | None, target: Target) -> SpoolState | None:
+    """Return what there is in a spool. Raises ``BadParameter`` when there is no such folder."""
+    if folder is None:
+        return None
+    try:
+        address = connector_of(target.url, target.namespace).address
+        return look_into(folder, namespace=target.namespace, address=address)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder!r} cannot be read: {error}", param_hint="--spool-dir") from None
 
 
 def _print_findings(console: Console, findings: Sequence[Finding]) -> None:

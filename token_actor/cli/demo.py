@@ -140,7 +140,7 @@ def run_demo(plan: Plan, url: str | None, namespace: str | None) -> Outcome:
     """Put a demo on its stage, and return what it came to."""
     own_namespace = namespace or f"demo-{secrets.token_hex(4)}"
     with ExitStack() as stack:
-        stage = stack.enter_context(open_stage(url, own_namespace, note))
+        stage = stack.enter_context(open_stage(url, own_namespace, note, accept_data_loss=True))
         if namespace is None and not stage.embedded:
             stack.callback(_remove, stage)
         stage.ensure_server()

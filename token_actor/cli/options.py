@@ -81,6 +81,10 @@ Namespace: TypeAlias = Annotated[str | None, _connection(_NAMESPACE_HELP, "NAME"
 Timeout: TypeAlias = Annotated[
     float, typer.Option(metavar="SECONDS", min=0.01, help="How long to wait for an answer.", rich_help_panel=CONNECTION)
 ]
+SpoolDir: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="A spool of clients to look into.  [env: TOKEN_ACTOR_SPOOL_DIR]"),
+]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Tenant: TypeAlias = Annotated[str | None, _name("tenant")]
 Project: TypeAlias = Annotated[str | None, _name("project")]
@@ -124,7 +128,7 @@ def target_of(redis: str | None, namespace: str | None) -> Target:
 def open_client(redis: str | None, namespace: str | None, timeout_s: float) -> Iterator[TokenClient]:
     """Lend a client for one command."""
     target = target_of(redis, namespace)
-    with TokenClient(target.url, namespace=target.namespace, timeout_s=timeout_s) as client:
+    with TokenClient(target.url, namespace=target.namespace, timeout_s=timeout_s, spool_dir="") as client:
         yield client
 
 

@@ -33,8 +33,11 @@ TICK_S: Final = 0.1
 class ActorWatch:
     """Start an actor where there is none, and start it again when something kills it."""
 
-    def __init__(self, children: Children, target: Target, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, children: Children, target: Target, note: Callable[[str], None], *, accept_data_loss: bool
+    ) -> None:
         """Watch over the actor of a namespace's only partition; ``note`` tells a person what happens."""
+        self._accepted = ["--accept-data-loss"] if accept_data_loss else []
         self._children = children
         self._target = target
         self.note = note
@@ -49,7 +52,7 @@ class ActorWatch:
     def start(self) -> None:
         """Start an actor."""
         arguments = ["serve", "--redis", self._target.url, "--namespace", self._target.namespace, "--supervised"]
-        self._actor = self._children.start("the actor", "token_actor", arguments)
+        self._actor = self._children.start("the actor", "token_actor", [*arguments, *self._accepted])
 
     def check(self) -> None:
         """Start the actor again if it was killed. Raises ``TokenActorError`` when it gave up by itself."""
@@ -146,8 +149,13 @@ class Stage:
 
 
 @contextmanager
-def open_stage(url: str | None, namespace: str, note: Callable[[str], None]) -> Iterator[Stage]:
-    """Lend a stage; ``url`` ``None`` means a server of its own, which goes with the stage."""
+def open_stage(
+    url: str | None, namespace: str, note: Callable[[str], None], *, accept_data_loss: bool = False
+) -> Iterator[Stage]:
+    """Lend a stage; ``url`` ``None`` means a server of its own, which goes with the stage.
+
+    ``accept_data_loss`` is for what is shown and then removed: its actor starts on any server.
+    """
     with ExitStack() as stack:
         server = None if url is not None else stack.enter_context(EmbeddedServer())
         target = Target(url if server is None else server.url, namespace)  # type: ignore[arg-type] # one of both is
@@ -156,7 +164,7 @@ def open_stage(url: str | None, namespace: str, note: Callable[[str], None]) -> 
             target=target,
             client=stack.enter_context(TokenClient(target.url, namespace=namespace)),
             connection=stack.enter_context(open_connection(target)),
-            watch=ActorWatch(actors, target, note),
+            watch=ActorWatch(actors, target, note, accept_data_loss=accept_data_loss),
             embedded=server is not None,
             note=note,
         )

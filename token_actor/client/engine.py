@@ -39,11 +39,13 @@ class Engine:
     """
 
     def __init__(self, connector: Connector, settings: ClientSettings) -> None:
-        """Prepare; nothing connects before the first use."""
+        """Prepare; nothing connects before the first use, unless there is a spool. Raises ``SetupError``."""
         self.settings = settings
         self._connector = connector
         self._closed = False
         self._begin()
+        if settings.spool_dir is not None:
+            self._sender.start()  # there may be something in the spool that nobody else will send
         _engines.add(self)
 
     def _begin(self) -> None:
@@ -53,7 +55,10 @@ class Engine:
         self._retirement.atexit = False
 
     def begin_in_child(self) -> None:
-        """Start anew after a fork: events, connections and identity stay the parent's."""
+        """Start anew after a fork: events, connections, spool and identity stay the parent's.
+
+        A spool of its own is opened with its first event: a child that only replaces itself needs none.
+        """
         self._retirement.detach()  # the old sender's lock may be held by a thread that is not here
         if not self._closed:
             self._begin()
@@ -69,7 +74,7 @@ class Engine:
         return self._sender.pending
 
     def record(self, event: Event) -> None:
-        """Take one event. Does not wait. Raises ``BufferFull``, ``ClosedError``."""
+        """Take one event. Waits for room in a full spool only. Raises ``BufferFull``, ``ClosedError``."""
         self._sender.put(event)
 
     def flush(self, timeout_s: float | None = None) -> None:

@@ -66,6 +66,7 @@ class Line:
         self._asked += 1
         request_id = str(self._asked)
         append = make(request_id)
+        silent = 0
         while True:
             try:
                 left_s = deadline.left_s
@@ -75,6 +76,10 @@ class Line:
                 answer = self._exchange(append, request_id, read_up_to, left_s)
                 if answer is not None:
                     return answer
+                silent += 1
+                read_up_to.after = FIRST  # a server that lost its keys, and whose clock is behind, counts from below
+                if silent > 1:
+                    self._inboxes.clear()  # and one whose actors are new to it counts its epochs anew
             except ServerUnavailable:
                 self._inboxes.clear()  # a server that lost its memory counts from the beginning
                 if deadline.left_s <= RETRY_S:

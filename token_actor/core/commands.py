@@ -48,7 +48,7 @@ class Outcome:
 
 
 def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
-    """Carry out a command at log time ``log_ms``; the outcome is the same for the same request id.
+    """Carry out a command whose entry's id says ``log_ms``; the outcome is the same for the same request id.
 
     So is a refusal: what somebody was told cannot be done must not be done later. What could not be
     counted is returned, and counted as dead, the first time only.
@@ -63,9 +63,7 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
         answer = {_REFUSED: [problem.field, problem.problem, problem.reason]}
         rejections = [Rejection(0, None, problem.reason, str(problem))]
         ledger.reject(rejections)
-    ledger.answers[request] = answer
-    if len(ledger.answers) > ANSWERS_MAX:
-        ledger.answers.popitem(last=False)
+    ledger.answers.add(request, answer, ANSWERS_MAX)
     return replace(_told(answer), rejections=rejections)
 
 
@@ -73,7 +71,7 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
     operation = COMMANDS.get(command.operation)
     if operation is None:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
-    ledger.advance(log_ms)
+    ledger.tick(log_ms)
     return operation(ledger, command)
 
 
@@ -89,7 +87,7 @@ def _record(ledger: Ledger, command: Command) -> Carried:
     if command.event is None:
         raise InvalidValue("event", "is missing", reason="decode")
     place = ledger.recent.next_place
-    rejections = ledger.apply(columns_of([command.event], log_ms=[ledger.log_ms], entries=[0]))
+    rejections = ledger.apply(columns_of([command.event], log_ms=[ledger.time.id_ms], entries=[0]))
     if rejections:
         return {"counted": False, "reason": rejections[0].reason}, rejections
     counted = ledger.recent.next_place > place

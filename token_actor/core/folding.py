@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from token_actor.core.series import OTHER
-from token_actor.core.usage import DIMENSIONS, SEPARATOR
+from token_actor.core.usage import DIMENSIONS
 
 if TYPE_CHECKING:
     from token_actor.core.columns import Int64s
@@ -29,21 +29,16 @@ _SESSION: Final = DIMENSIONS.index("session")
 
 def fold_idle_sessions(ledger: Ledger, rows_kept: int) -> None:
     """Fold the sessions idle longest until about ``rows_kept`` rows are left."""
-    idle = _longest_idle(ledger, len(ledger.series) - rows_kept)
-    keys = list(ledger.series.keys)
-    for row in idle.tolist():
-        names = keys[row].split(SEPARATOR)
-        names[_SESSION] = OTHER
-        keys[row] = SEPARATOR.join(names)
-    kept = list(dict.fromkeys(keys))
-    row_of = dict(zip(kept, range(len(kept)), strict=True))
-    new_rows = np.fromiter(map(row_of.__getitem__, keys), dtype=np.int64, count=len(keys))
-    ledger.series.replace(kept)
-    _move_counters(ledger, new_rows, len(kept))
+    new_rows = ledger.series.fold_sessions(_longest_idle(ledger, len(ledger.series) - rows_kept))
+    _move_counters(ledger, new_rows, len(ledger.series))
     ledger.frames.renumber(new_rows)
     ledger.recent.renumber(new_rows)
-    sessions = {(key.split(SEPARATOR)[0], key.split(SEPARATOR)[_SESSION]) for key in kept}
-    ledger.resets = {scope: base for scope, base in ledger.resets.items() if scope in sessions}
+    ledger.resets = {scope: base for scope, base in ledger.resets.items() if _has_rows(ledger, *scope)}
+
+
+def _has_rows(ledger: Ledger, tenant: str, session: str) -> bool:
+    rows = ledger.series.select({"tenant": tenant, "session": session})
+    return rows is not None and len(rows) > 0
 
 
 def _longest_idle(ledger: Ledger, count: int) -> Int64s:
@@ -76,3 +71,4 @@ def _move_counters(ledger: Ledger, new_rows: Int64s, count: int) -> None:
     np.maximum.at(peak_tokens, new_rows, ledger.peak_tokens[:old])
     ledger.counters, ledger.last_ms, ledger.peak_tokens = counters, last_ms, peak_tokens
     ledger.first_ms = np.where(last_ms > 0, first_ms, 0)
+    ledger.row_blocks.exchange()

@@ -14,13 +14,16 @@ resolution always balance: frames + dropped = totals of the ledger.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from token_actor.core.blocks import Segment, Tree
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from token_actor.core.columns import Int64s
 
@@ -36,7 +39,9 @@ SUMS: Final = (
 )
 RESOLUTIONS_MS: Final = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 RETENTION_MS: Final = {"minute": 24 * 3_600_000, "hour": 60 * 86_400_000, "day": 5 * 366 * 86_400_000}
-WAITING_MAX: Final = 32_768  # events; folding them takes a few milliseconds, which no caller notices
+WAITING_MAX: Final = 16_384  # events; folding them takes a few milliseconds, which no caller notices
+_STARTS_OF_SEGMENT: Final = {"minute": 10, "hour": 24, "day": 32}  # ten minutes, a day, a month of a snapshot
+_ROWS_AT_ONCE: Final = 16_384  # rows of one frame merged in one go for a snapshot: about a mebibyte
 _ROW_BITS: Final = 24  # more than rows_max, so (start, row) packs into one int64
 
 
@@ -58,7 +63,7 @@ def summed_by(groups: Int64s, values: Int64s) -> tuple[Int64s, Int64s]:
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    return ordered[starts], np.add.reduceat(values[:, order], starts, axis=1)
+    return ordered[starts], np.add.reduceat(np.take(values, order, axis=1), starts, axis=1)
 
 
 class FrameSet:
@@ -73,6 +78,9 @@ class FrameSet:
         self._waiting: list[tuple[Int64s, Int64s, Int64s]] = []
         self._waiting_events = 0
         self._log_ms = 0
+        self._changes = 0
+        # per resolution and segment of a snapshot the number of its last change
+        self._changed: dict[str, dict[int, int]] = {resolution: {} for resolution in RESOLUTIONS_MS}
 
     def advance(self, log_ms: int) -> None:
         """Take note of the log time, which decides what is too old to be kept."""
@@ -85,8 +93,12 @@ class FrameSet:
         if self._waiting_events >= WAITING_MAX:
             self.fold()
 
-    def fold(self) -> None:
-        """Bring everything that waits into the frames, and drop the frames that are too old."""
+    def fold(self, *, merging: bool = True) -> None:
+        """Bring everything that waits into the frames, and drop the frames that are too old.
+
+        Without ``merging``, parts that should become one wait for that until the next time.
+        """
+        self._changes += 1
         if self._waiting:
             rows = np.concatenate([part[0] for part in self._waiting])
             times = np.concatenate([part[1] for part in self._waiting])
@@ -97,10 +109,10 @@ class FrameSet:
                 packed, sums = summed_by((times // width_ms) << _ROW_BITS | rows, sums)
                 starts, rows = packed >> _ROW_BITS, packed & ((1 << _ROW_BITS) - 1)
                 times = starts * width_ms
-                self._merge(resolution, starts, rows, sums)
+                self._take(resolution, starts, rows, sums, merging=merging)
         self._expire()
 
-    def _merge(self, resolution: str, starts: Int64s, rows: Int64s, sums: Int64s) -> None:
+    def _take(self, resolution: str, starts: Int64s, rows: Int64s, sums: Int64s, *, merging: bool) -> None:
         frames = self._frames[resolution]
         late = int(np.searchsorted(starts, self.oldest_kept(resolution) // RESOLUTIONS_MS[resolution]))
         if late:
@@ -109,10 +121,12 @@ class FrameSet:
         changes = np.flatnonzero(starts[1:] != starts[:-1]) + 1
         edges = [0, *changes.tolist(), len(starts)] if len(starts) else []
         for begin, end in pairwise(edges):
-            parts = frames.setdefault(int(starts[begin]), [])
+            start = int(starts[begin])
+            self._note_change(resolution, start)
+            parts = frames.setdefault(start, [])
             parts.append(Frame(rows[begin:end], sums[:, begin:end]))
-            while len(parts) > 1 and len(parts[-2].rows) <= 2 * len(parts[-1].rows):
-                parts[-2:] = [merged(parts[-2:])]
+            if merging:
+                _merge_end(parts)
 
     def _expire(self) -> None:
         for resolution, width_ms in RESOLUTIONS_MS.items():
@@ -123,6 +137,7 @@ class FrameSet:
             frames = self._frames[resolution]
             for start in [start for start in frames if start * width_ms < oldest]:
                 self._dropped[resolution] += merged(frames.pop(start)).sums.sum(axis=1)
+                self._note_change(resolution, start)
 
     def oldest_kept(self, resolution: str) -> int:
         """Return the time in ms from which on a resolution is complete."""
@@ -173,36 +188,90 @@ class FrameSet:
     def renumber(self, new_rows: Int64s) -> None:
         """Take over new row numbers, ``new_rows[old]``; rows may have become one."""
         self.fold()
-        for frames in self._frames.values():
-            for parts in frames.values():
+        for resolution, frames in self._frames.items():
+            for start, parts in frames.items():
                 parts[:] = [Frame(*summed_by(new_rows[part.rows], part.sums)) for part in parts]
+                self._note_change(resolution, start)
 
-    def dump(self) -> dict[str, Any]:
-        """Return the state: per resolution the starts, lengths, rows and sums of its frames, and ``dropped``."""
-        self.fold()
-        state: dict[str, Any] = {"log_ms": self._log_ms}
-        for resolution, frames in self._frames.items():
-            starts = sorted(frames)
-            parts = [self._whole(frames[start]) for start in starts] or [_NOTHING]
-            state[resolution] = {
-                "starts": np.array(starts, dtype=np.int64),
-                "lengths": np.array([len(part.rows) for part in parts[: len(starts)]], dtype=np.int64),
-                "rows": np.concatenate([part.rows for part in parts]),
-                "sums": np.concatenate([part.sums for part in parts], axis=1),
-                "dropped": self._dropped[resolution].copy(),
-            }
-        return state
+    def _note_change(self, resolution: str, start: int) -> None:
+        self._changed[resolution][start // _STARTS_OF_SEGMENT[resolution]] = self._changes
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``dump`` returned."""
-        self._log_ms = state["log_ms"]
+    def capture(self) -> list[Segment]:
+        """Return the segments of all frames, each of the frames of ten minutes, a day or a month."""
+        self.fold(merging=False)  # a large frame may take longer to merge than the rest of a snapshot's first step
+        segments = []
         for resolution, frames in self._frames.items():
-            part = state[resolution]
-            edges = np.concatenate(([0], np.cumsum(part["lengths"])))
-            for place, start in enumerate(part["starts"]):
-                span = slice(int(edges[place]), int(edges[place + 1]))
-                frames[int(start)] = [Frame(part["rows"][span], part["sums"][:, span])]
-            self._dropped[resolution] = part["dropped"].copy()
+            changed, width = self._changed[resolution], _STARTS_OF_SEGMENT[resolution]
+            for group, starts in groupby(sorted(frames), partial(_whole_times, width)):
+                parts = [(start, tuple(frames[start])) for start in starts]
+                segments.append(Segment(f"frames/{resolution}/{group}", changed.get(group, 0), partial(_trees, parts)))
+        return segments
+
+    def rest(self) -> Tree:
+        """Return what is no frame: the log time, and what was dropped of each resolution."""
+        return {"log_ms": self._log_ms, "dropped": [self._dropped[resolution].copy() for resolution in RESOLUTIONS_MS]}
+
+    def restore(self, trees: Mapping[str, Iterable[Tree]], rest: Tree) -> None:
+        """Take over what ``capture`` made, by resolution, and ``rest`` returned."""
+        self._log_ms = rest["log_ms"]
+        for resolution, dropped in zip(RESOLUTIONS_MS, rest["dropped"], strict=True):
+            self._dropped[resolution] = dropped.copy()
+            frames = self._frames[resolution]
+            for tree in trees.get(resolution, ()):
+                edges = [0, *np.cumsum(tree["lengths"]).tolist()]
+                for start, (begin, end) in zip(tree["starts"].tolist(), pairwise(edges), strict=True):
+                    part = Frame(tree["rows"][begin:end], tree["sums"][:, begin:end])
+                    frames[start] = [merged([*frames.get(start, ()), part])]
+
+
+def _whole_times(width: int, start: int) -> int:
+    return start // width
+
+
+def _trees(frames: Iterable[tuple[int, Sequence[Frame]]]) -> Iterator[Tree]:
+    """Yield (start, parts) as trees that depend on the sums alone, not on how they lie in parts."""
+    pieces: list[tuple[int, Frame]] = []
+    rows = 0
+    for start, parts in frames:
+        for piece in _pieces(parts):
+            pieces.append((start, piece))
+            rows += len(piece.rows)
+            if rows >= _ROWS_AT_ONCE:
+                yield _tree(pieces)
+                pieces, rows = [], 0
+    if pieces:
+        yield _tree(pieces)
+
+
+def _pieces(parts: Sequence[Frame]) -> Iterator[Frame]:
+    """Yield the one frame that ``parts`` are, some of its rows after the others."""
+    for low in range(0, max(int(part.rows[-1]) for part in parts) + 1, _ROWS_AT_ONCE):
+        edges = [np.searchsorted(part.rows, (low, low + _ROWS_AT_ONCE)).tolist() for part in parts]
+        pieces = [
+            Frame(part.rows[begin:end], part.sums[:, begin:end])
+            for part, (begin, end) in zip(parts, edges, strict=True)
+            if begin < end
+        ]
+        if pieces:
+            yield merged(pieces)
+
+
+def _tree(pieces: Sequence[tuple[int, Frame]]) -> Tree:
+    return {
+        "starts": np.array([start for start, _ in pieces], dtype=np.int64),
+        "lengths": np.array([len(piece.rows) for _, piece in pieces], dtype=np.int64),
+        "rows": np.concatenate([piece.rows for _, piece in pieces]),
+        "sums": np.concatenate([piece.sums for _, piece in pieces], axis=1),
+    }
+
+
+def _merge_end(parts: list[Frame]) -> None:
+    """Merge so many of the last parts, at once, that each part is more than twice as large as the next."""
+    rows, count = len(parts[-1].rows), 1
+    while count < len(parts) and len(parts[-count - 1].rows) <= 2 * rows:
+        count += 1
+        rows += len(parts[-count].rows)
+    parts[-count:] = [merged(parts[-count:])]
 
 
 def merged(frames: Sequence[Frame]) -> Frame:
@@ -210,4 +279,17 @@ def merged(frames: Sequence[Frame]) -> Frame:
     if len(frames) <= 1:
         return frames[0] if frames else _NOTHING
     rows = np.concatenate([frame.rows for frame in frames])
-    return Frame(*summed_by(rows, np.concatenate([frame.sums for frame in frames], axis=1)))
+    order = np.argsort(rows, kind="stable")  # fast: the rows of each frame are sorted already
+    ordered = rows[order]
+    first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    place = np.empty(len(rows), dtype=np.int64)
+    place[order] = np.cumsum(first) - 1
+    distinct = ordered[first]
+    sums = np.zeros((len(SUMS), len(distinct)), dtype=np.int64)
+    begin = 0
+    for frame in frames:
+        places = place[begin : begin + len(frame.rows)]
+        begin += len(frame.rows)
+        for target, values in zip(sums, frame.sums, strict=True):
+            target[places] += values  # the rows of a frame are distinct
+    return Frame(distinct, sums)

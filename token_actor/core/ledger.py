@@ -10,18 +10,22 @@ false hole appears; an event that was seen before is never rejected a second tim
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from token_actor.core.answers import Answers
 from token_actor.core.columns import Bools, Columns, Int64s, Rejection, Run, grown
-from token_actor.core.dedupe import MESSAGE_IDS_MAX, PRODUCERS_MAX, MessageIds, ProducerMarks
+from token_actor.core.dedupe import PRODUCERS_MAX, ProducerMarks
 from token_actor.core.folding import FOLD_ABOVE, FOLD_DOWN_TO, fold_idle_sessions
 from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
+from token_actor.core.logtime import LogTime
+from token_actor.core.message_ids import MESSAGE_IDS_MAX, MessageIds
 from token_actor.core.recent import EVENTS_MAX, RecentEvents
+from token_actor.core.rows import RowBlocks
 from token_actor.core.series import NAMES_MAX, ROWS_MAX, SeriesTable
+from token_actor.core.setback import set_back
 from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, INCONSISTENT, SEPARATOR, UNPRICED
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 FLAG_COUNTS: Final = ("estimated", "lower_bound", "aborted", "clamped", "inconsistent")
 COUNTERS: Final = (*SUMS, *FLAG_COUNTS, "duplicates")  # one int64 per series each
+ROW_ARRAYS: Final = ("counters", "first_ms", "last_ms", "peak_tokens")  # whoever changes one tells ``row_blocks``
 _DUPLICATES: Final = COUNTERS.index("duplicates")
 
 PAST_MS_MAX: Final = 35 * 86_400_000  # an event may claim to be this much older than its log entry
@@ -68,7 +73,7 @@ class Ledger:
     of its first and last event, ``peak_tokens`` the input + output of its largest request.
     ``dead`` counts what was rejected, by reason. ``resets`` are the baselines of sessions by (tenant,
     session), ``answers`` those given to commands by (client, request id). ``log_ms`` is the log
-    time, which only moves forward.
+    time, kept by ``time``. ``row_blocks`` knows which of the rows changed.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -84,13 +89,16 @@ class Ledger:
         self.first_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.last_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.peak_tokens: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self.row_blocks = RowBlocks()
         self.dead: dict[str, int] = {}
         self.resets: dict[tuple[str, str], Baseline] = {}
-        self.answers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self.answers = Answers()
+        self.time = LogTime()
         self.log_ms = 0
 
     def apply(self, columns: Columns) -> list[Rejection]:
         """Count the events of one read, at least one; return what of them cannot be counted."""
+        columns = self._dated(columns)
         rejections: list[Rejection] = []
         while (begins := self._new_hour(columns)) < len(columns):
             before, columns = columns.split(begins)
@@ -99,11 +107,21 @@ class Ledger:
             self.advance(int(columns.log_ms[0]))
         return rejections + self._apply(columns)
 
+    def _dated(self, columns: Columns) -> Columns:
+        """Return the events with their log times, and their own times within what can be."""
+        taken_ms = self.time.corrected(columns.log_ms)
+        claimed_ms = columns.event_ms
+        if taken_ms is not columns.log_ms:  # what names no time of its own was given that of its id
+            claimed_ms = np.where(claimed_ms == columns.log_ms, taken_ms, claimed_ms)
+        event_ms = np.clip(claimed_ms, taken_ms - PAST_MS_MAX, taken_ms + FUTURE_MS_MAX)
+        flags = columns.flags | np.where(event_ms != claimed_ms, CLAMPED, 0).astype(np.uint8)
+        return replace(columns, log_ms=self.time.read(columns.log_ms), event_ms=event_ms, flags=flags)
+
     def _new_hour(self, columns: Columns) -> int:
         """Return the first event in a new hour of the log, if idle sessions may have to be folded before it."""
         if len(self.series) + len(columns.keys) <= self._rows_max * FOLD_ABOVE:
             return len(columns)
-        hours = self._log_times(columns) // _HOUR_MS
+        hours = columns.log_ms // _HOUR_MS
         return int(np.searchsorted(hours, self.log_ms // _HOUR_MS, side="right"))
 
     def _apply(self, columns: Columns) -> list[Rejection]:
@@ -123,7 +141,9 @@ class Ledger:
                 countable = _all_but(len(columns), [*problems, *conflicts], seen)
         if seen is not None:
             seen[list(problems)] = False  # what could not be counted the first time is no duplicate now
-            np.add.at(self.counters[_DUPLICATES], rows[seen], 1)
+            if seen.any():
+                self.row_blocks.change(rows[seen])
+                np.add.at(self.counters[_DUPLICATES], rows[seen], 1)
         self._count(columns, rows, countable)
         self.reject(rejections)
         return rejections
@@ -150,8 +170,19 @@ class Ledger:
                     problems.setdefault(event, problem)
         return rows, problems
 
+    def tick(self, id_ms: int) -> None:
+        """Move on to the log time of an entry whose id says ``id_ms``."""
+        self.advance(int(self.time.read(np.array([id_ms], dtype=np.int64))[0]))
+
+    def tell(self, id_ms: int, now_ms: int, epoch: int) -> None:
+        """Take what the leader of ``epoch`` says the time is, in an entry whose id says ``id_ms``."""
+        if self.time.tell(id_ms, now_ms, epoch):
+            set_back(self)
+        else:
+            self.advance(self.time.now_ms)
+
     def advance(self, log_ms: int) -> None:
-        """Move the log time forward to ``log_ms``; it never moves back.
+        """Move the log time forward to ``log_ms``; here it never moves back.
 
         Where it enters a new hour, idle sessions are folded if the rows might run out.
         """
@@ -159,11 +190,6 @@ class Ledger:
             fold_idle_sessions(self, int(self._rows_max * FOLD_DOWN_TO))
         self.log_ms = max(self.log_ms, log_ms)
         self.frames.advance(self.log_ms)
-
-    def _log_times(self, columns: Columns) -> Int64s:
-        """Return the log time of each event, which never lies before that of an earlier one."""
-        times: Int64s = np.maximum.accumulate(np.maximum(columns.log_ms, self.log_ms))
-        return times
 
     def reject(self, rejections: Iterable[Rejection]) -> None:
         """Count what cannot be applied, by reason."""
@@ -181,7 +207,7 @@ class Ledger:
     def _make_room(self, rows: int) -> None:
         if rows > self.counters.shape[1]:
             capacity = max(rows, 2 * self.counters.shape[1])
-            for name in ("counters", "first_ms", "last_ms", "peak_tokens"):
+            for name in ROW_ARRAYS:
                 setattr(self, name, grown(getattr(self, name), capacity))
 
     def _seen_by_sequence(self, columns: Columns) -> Bools | None:
@@ -212,24 +238,22 @@ class Ledger:
         for count in columns.counts[:, with_id]:
             prints = (prints + count) * _MIX
         ids = _scoped(columns, with_id)
-        log_ms = self._log_times(columns)[with_id]
-        known, conflicts = self.message_ids.see(ids, prints.tolist(), log_ms.tolist())
+        known, conflicts = self.message_ids.see(ids, prints, columns.log_ms[with_id])
         return with_id[known].tolist(), with_id[conflicts].tolist()
 
     def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
         """Add the countable events (indices; ``None`` means all) to counters, frames and recent."""
-        log_ms = self._log_times(columns)
+        log_ms = columns.log_ms
         self.advance(int(log_ms[-1]))
         picked: Int64s | slice = slice(None) if countable is None else countable
         rows = rows[picked]
         if len(rows) == 0:
             return
+        self.row_blocks.change(rows)
         log_ms = log_ms[picked]
         counts = columns.counts[:, picked]
-        claimed_ms = columns.event_ms[picked]
-        event_ms = np.clip(claimed_ms, log_ms - PAST_MS_MAX, log_ms + FUTURE_MS_MAX)
-        flags = columns.flags[picked] | np.where(event_ms != claimed_ms, CLAMPED, 0).astype(np.uint8)
-        flags |= np.where(counts[4] > counts[1], INCONSISTENT, 0).astype(np.uint8)
+        event_ms = columns.event_ms[picked]
+        flags = columns.flags[picked] | np.where(counts[4] > counts[1], INCONSISTENT, 0).astype(np.uint8)
         cost = columns.cost[picked]
         ones = np.ones(len(rows), dtype=np.int64)
         values = np.concatenate((counts, [ones, cost, (flags & UNPRICED) // UNPRICED]))

@@ -27,14 +27,18 @@ CLOCKS_AGREE_MS: Final = 5_000  # hosts that keep their clocks differ by much le
 
 
 class LogTime:
-    """Tell the log time of entries. ``now_ms`` is that of the last one, ``correction_ms`` what ids are off by."""
+    """Tell the log time of entries.
+
+    ``now_ms`` is that of the last one, ``correction_ms`` what ids are off by,
+    ``id_ms`` what the last id said.
+    """
 
     def __init__(self) -> None:
         """Start before the first entry."""
         self.now_ms = 0
         self.correction_ms = 0
         self._held_ms = 0  # by how much leaps were cut since the last clock entry
-        self._last_id_ms = 0
+        self.id_ms = 0
         self._epoch = 0
 
     def corrected(self, id_ms: Int64s) -> Int64s:
@@ -51,13 +55,13 @@ class LogTime:
         elif self._held_ms:
             times = times - self._held_ms
         times = np.maximum.accumulate(np.maximum(times, self.now_ms))
-        self._last_id_ms = int(id_ms[-1])
+        self.id_ms = int(id_ms[-1])
         self.now_ms = int(times[-1])
         return times
 
     def _leaps(self, id_ms: Int64s) -> Int64s | None:
         """Return by how much leaps up to each entry exceed what counts of them; ``None`` for not at all."""
-        before = self._last_id_ms or int(id_ms[0])
+        before = self.id_ms or int(id_ms[0])
         if int(id_ms[-1]) - before <= LEAP_MS_MAX and int(id_ms[0]) >= before:
             return None  # the everyday case: ids grow
         excess = np.maximum(np.diff(id_ms, prepend=before) - LEAP_MS_MAX, 0)
@@ -74,15 +78,15 @@ class LogTime:
         off_ms = now_ms - id_ms
         self.correction_ms = 0 if abs(off_ms) <= CLOCKS_AGREE_MS else off_ms
         self._held_ms = 0
-        self._last_id_ms = id_ms
+        self.id_ms = id_ms
         self._epoch = epoch
         self.now_ms = id_ms + self.correction_ms
         return self.now_ms < before_ms
 
     def dump(self) -> list[int]:
         """Return the state as plain values."""
-        return [self.now_ms, self.correction_ms, self._held_ms, self._last_id_ms, self._epoch]
+        return [self.now_ms, self.correction_ms, self._held_ms, self.id_ms, self._epoch]
 
     def restore(self, dumped: Sequence[int]) -> None:
         """Take over what ``dump`` returned."""
-        self.now_ms, self.correction_ms, self._held_ms, self._last_id_ms, self._epoch = dumped
+        self.now_ms, self.correction_ms, self._held_ms, self.id_ms, self._epoch = dumped

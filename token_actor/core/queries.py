@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from token_actor.core.dedupe import PRODUCER_BYTES
 from token_actor.core.frames import RESOLUTIONS_MS, SUMS
 from token_actor.core.ledger import COUNTERS, FUTURE_MS_MAX
 from token_actor.core.series import OTHER, check_selector
@@ -39,14 +40,15 @@ if TYPE_CHECKING:
 GROUPS_MAX: Final = 10_000  # groups in one answer, the largest first
 HISTORY_MAX: Final = 2_000  # events in one answer; ask again with ``before`` for more
 _UNKNOWN_ACTIVITY: Final = {"first_seen": None, "last_seen": None, "peak_request_tokens": None}
+SEEN_RANGES_MAX: Final = 64  # in one answer, the lowest first: those above wait for the holes below to be closed
 WINDOW_MS_MAX: Final = 35 * 86_400_000
 
 
 def answer(ledger: Ledger, kind: str, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """Return the answer to a question.
 
-    ``now_ms`` is when it was asked, by the server's clock; where it matters, time never lies
-    before the log time. Raises ``InvalidQuestion`` naming the field that is wrong.
+    ``now_ms`` is when it was asked, by the server's clock, which is corrected like that of the log;
+    where it matters, time never lies before the log time. Raises ``InvalidQuestion`` naming the field that is wrong.
     """
     question = QUESTIONS.get(kind)
     if question is None:
@@ -54,7 +56,7 @@ def answer(ledger: Ledger, kind: str, arguments: Mapping[str, Any], now_ms: int)
     unknown = sorted(set(map(str, arguments)) - question.arguments)
     if unknown:
         raise InvalidQuestion(unknown[0], f"is not an argument of {kind!r}")
-    return question.answer(ledger, arguments, max(now_ms, ledger.log_ms))
+    return question.answer(ledger, arguments, max(now_ms + ledger.time.correction_ms, ledger.log_ms))
 
 
 def _status(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
@@ -235,6 +237,28 @@ def _books(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[st
     }
 
 
+def _producer(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
+    """Say which sequence numbers of a producer have been seen, for each of its epochs that is asked for."""
+    del now_ms
+    producer = arguments.get("producer")
+    if type(producer) is not bytes or len(producer) != PRODUCER_BYTES:
+        raise InvalidQuestion("producer", f"must be {PRODUCER_BYTES} bytes", reason="type")
+    epochs = arguments.get("epochs")
+    if type(epochs) is not list or set(map(type, epochs)) - {int}:
+        raise InvalidQuestion("epochs", "must be a list of ints", reason="type")
+    marks = {epoch: ledger.producers.mark(producer, epoch) for epoch in epochs}
+    return {
+        "epochs": {
+            str(epoch): {
+                "next_seq": mark.next_seq,
+                "ranges": [list(span) for span in mark.ranges[:SEEN_RANGES_MAX]],
+                "missing": mark.missing,
+            }
+            for epoch, mark in marks.items()
+        }
+    }
+
+
 def _dimensions(value: Any) -> list[str]:  # noqa: ANN401 - checked here
     if not isinstance(value, list | tuple):
         raise InvalidQuestion("group_by", "must be a list of dimensions", reason="type")
@@ -288,4 +312,5 @@ QUESTIONS: Final[Mapping[str, _Kind]] = {
     "window": _Kind(_window, frozenset({"selector", "window_ms"})),
     "session": _Kind(_session, frozenset({"selector", "limit"})),
     "books": _Kind(_books),
+    "producer": _Kind(_producer, frozenset({"producer", "epochs"})),
 }

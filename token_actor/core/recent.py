@@ -3,21 +3,24 @@
 A ring of columns. A *place* is the number of an event since the beginning, never reused; the ring
 holds the last ones. Every event knows the place of the event before it in the same series, so the
 history of one session is a walk along a few chains and does not depend on the size of the fleet.
+Those chains follow from the rows of the events, so a snapshot does without them.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from token_actor.core.blocks import Pictures, Segment, Tree, numbered
 from token_actor.core.columns import grown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -29,6 +32,7 @@ _NOWHERE: Final = -1
 _CHAINS_MAX: Final = 64  # series walked one event at a time; for more, passes over the columns are cheaper
 _STEPS_MAX: Final = 4096  # events walked before a pass over the columns is cheaper
 _BLOCK: Final = 65_536  # places looked at in one pass
+_PLACE_BITS: Final = 13  # 8192 places, below a mebibyte, are one segment of a snapshot
 
 _COLUMNS: Final[dict[str, tuple[tuple[int, ...], type]]] = {  # name: leading shape, type
     "row": ((), np.int32),
@@ -41,6 +45,7 @@ _COLUMNS: Final[dict[str, tuple[tuple[int, ...], type]]] = {  # name: leading sh
     "message_id": ((), np.object_),  # str or None
     "tags": ((), np.object_),  # dict or None
 }
+_KEPT: Final = tuple(name for name in _COLUMNS if name != "previous")  # in a snapshot
 
 
 class RecentEvents:
@@ -56,6 +61,8 @@ class RecentEvents:
             name: np.zeros((*shape, self._capacity), dtype=dtype) for name, (shape, dtype) in _COLUMNS.items()
         }
         self._last_of_row: Int64s = np.full(0, _NOWHERE, dtype=np.int64)
+        self._rewritten = 0
+        self._pictures = Pictures()
 
     def __len__(self) -> int:
         """Return how many events are kept."""
@@ -73,12 +80,18 @@ class RecentEvents:
         ``tags`` to arrays; the last two may be ``None``, when no event has one.
         """
         previous = self._link(rows, self.next_place)
+        self._keep_until(self.next_place + len(rows) - self._events_max)
         self.next_place += len(rows)
         self._make_room(len(self))
         kept = min(len(rows), self._events_max)
         at = self._index(np.arange(self.next_place - kept, self.next_place))
         for name, value in (("row", rows), ("previous", previous), *values.items()):
             self._columns[name][..., at] = None if value is None else value[..., len(rows) - kept :]
+
+    def _keep_until(self, end: int) -> None:
+        """Let pictures copy what lies below the place ``end``: it is about to be overwritten."""
+        if self._pictures:
+            self._pictures.keep(block for block, _, _ in numbered(self.first_place, end, _PLACE_BITS))
 
     def _link(self, rows: Int64s, first_place: int) -> Int64s:
         """Return the place of the event before each event in its series, and note the last ones.
@@ -203,30 +216,56 @@ class RecentEvents:
         places = np.arange(self.first_place, self.next_place)
         rows = new_rows[self.column("row", places)]
         self._last_of_row = np.full(0, _NOWHERE, dtype=np.int64)
+        self._rewritten += 1
+        fresh = {name: np.zeros_like(self._columns[name]) for name in ("row", "previous")}
+        self._columns = {**self._columns, **fresh}  # a picture refers to the old ones
+        self._chain(places, rows)
+
+    def not_after(self, log_ms: int) -> None:
+        """Let no event have come later than ``log_ms``: log time moves back to it."""
+        self._rewritten += 1
+        self._columns = {**self._columns, "log_ms": np.minimum(self._columns["log_ms"], log_ms)}
+
+    def _chain(self, places: Int64s, rows: Int64s) -> None:
+        """Set the rows of the kept events at ``places``, and link them."""
         at = self._index(places)
         self._columns["row"][at] = rows
         if len(places):
-            self._columns["previous"][at] = self._link(rows, self.first_place)
+            self._columns["previous"][at] = self._link(rows, int(places[0]))
 
-    def dump(self, rows: int) -> dict[str, Any]:
-        """Return the state: the kept events in order, and the last place of each of ``rows`` series."""
-        if rows:
-            self._know_row(rows - 1)
-        places = np.arange(self.first_place, self.next_place)
-        return {
-            "next_place": self.next_place,
-            "columns": {name: self.column(name, places) for name in _COLUMNS},
-            "last_of_row": self._last_of_row[:rows].copy(),
-        }
+    def capture(self) -> list[Segment]:
+        """Return the segments of the kept events, in order."""
+        columns, capacity = self._columns, self._capacity
+        spans = {block: span for block, *span in numbered(self.first_place, self.next_place, _PLACE_BITS)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``dump`` returned, as much of it as is kept here."""
-        dumped = len(state["columns"]["row"])
-        count = min(dumped, self._events_max)
-        self.next_place = state["next_place"]
-        self._begin = self.next_place - count
+        def copy(block: int) -> Tree:
+            at = np.arange(*spans[block]) % capacity
+            return {"first": spans[block][0], **{name: columns[name][..., at] for name in _KEPT}}
+
+        picture = self._pictures.take(spans, copy)
+        return [
+            Segment(
+                f"recent/{block}",
+                (self._rewritten, *span),
+                partial(picture.make, block),
+                partial(picture.release, block),
+            )
+            for block, span in spans.items()
+        ]
+
+    def restore(self, trees: Iterable[Tree], next_place: int) -> None:
+        """Take over what ``capture`` made, as much of it as is kept here, and the place of the next event."""
+        parts = list(trees)
+        kept = next_place - parts[0]["first"] if parts else 0
+        count = min(kept, self._events_max)
+        self.next_place = next_place
+        self._begin = next_place - count
         self._make_room(self._events_max if self._begin else count)  # growing would move a place that is not its index
-        at = self._index(np.arange(self._begin, self.next_place))
-        for name, column in state["columns"].items():
-            self._columns[name][..., at] = column[..., dumped - count :]
-        self._last_of_row = state["last_of_row"].copy()
+        for part in parts:
+            places = np.arange(part["first"], part["first"] + len(part["row"]))
+            wanted = places >= self._begin
+            at = self._index(places[wanted])
+            for name in _KEPT:
+                self._columns[name][..., at] = part[name][..., wanted]
+        places = np.arange(self._begin, next_place)
+        self._chain(places, self.column("row", places))

@@ -12,17 +12,19 @@ folded in time (see ``folding``); should the rows run out all the same, new ones
 from __future__ import annotations
 
 from array import array
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from token_actor.core.blocks import Segment, Tree, numbered
 from token_actor.core.columns import Int32s, Int64s, grown
 from token_actor.core.usage import DIMENSIONS, RESERVED_PREFIX, SEPARATOR, check_series_key
 from token_actor.errors import InvalidQuestion, InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 OTHER: Final = "__other__"
 ROWS_MAX: Final = 1_000_000  # about 1 KB each with counters, frames, key and indexes: 1 GB at the most
@@ -38,6 +40,9 @@ NAMES_MAX: Final = {  # per dimension; sessions are bounded by the rows alone
 }
 _FOLD_ORDER: Final = ("session", "agent", "user", "project", "model", "provider")  # the most numerous first
 _FIRST_CAPACITY: Final = 1024
+_SESSION: Final = DIMENSIONS.index("session")
+_KEY_BITS: Final = 13  # 8192 keys, about half a mebibyte, are one segment of a snapshot
+_BETWEEN_KEYS: Final = "\n"  # a control character, so it occurs in no name
 
 
 class SeriesTable:
@@ -50,6 +55,7 @@ class SeriesTable:
     def __init__(self, *, rows_max: int = ROWS_MAX, names_max: Mapping[str, int] = NAMES_MAX) -> None:
         """Start empty."""
         self.keys: list[str] = []
+        self._replaced = 0
         self.codes: Int32s = np.zeros((len(DIMENSIONS), _FIRST_CAPACITY), dtype=np.int32)
         self.names: list[list[str]] = [[] for _ in DIMENSIONS]
         self._rows_max = rows_max
@@ -172,23 +178,77 @@ class SeriesTable:
         """Return the code of a name, ``None`` when no row has it."""
         return self._code_of[DIMENSIONS.index(dimension)].get(name)
 
+    def capture(self) -> list[Segment]:
+        """Return the segments of the keys, in row order."""
+        return [
+            Segment(f"series/{block}", (self._replaced, stop), partial(_joined, self.keys, start, stop))
+            for block, start, stop in numbered(0, len(self.keys), _KEY_BITS)
+        ]
+
+    def restore(self, trees: Iterable[Tree]) -> None:
+        """Take over what ``capture`` made."""
+        self.replace([key for tree in trees for key in tree["keys"].split(_BETWEEN_KEYS)])
+
     def replace(self, keys: Sequence[str]) -> None:
         """Forget everything and take over distinct, checked keys, in row order."""
-        self.keys = list(keys)
-        self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
-        self._row_of_other = {key: self._row_of.pop(key) for key in filter(_has_reserved_name, keys)}
-        self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
+        self._take_keys(keys)
         columns = zip(*(key.split(SEPARATOR) for key in keys), strict=True) if keys else ((),) * len(DIMENSIONS)
         for place, column in enumerate(columns):
             names = list(dict.fromkeys(column))
             code_of = dict(zip(names, range(len(names)), strict=True))
             codes = np.fromiter(map(code_of.__getitem__, column), dtype=np.int32, count=len(keys))
-            by_code = np.argsort(codes, kind="stable").astype(np.int32)
-            starts = np.searchsorted(codes[by_code], np.arange(len(names) + 1)).tolist()
-            self.codes[place, : len(keys)] = codes
-            self.names[place] = names
-            self._code_of[place] = code_of
-            self._rows_with[place] = [array("i", by_code[start:stop].tobytes()) for start, stop in pairwise(starts)]
+            self._take_names(place, names, code_of, codes)
+
+    def fold_sessions(self, rows: Int64s) -> Int64s:
+        """Count ``rows`` under the session ``__other__``; return the new row of each old one.
+
+        Only their keys are taken apart; the rest of the work is done on codes.
+        """
+        keys = list(self.keys)
+        for row in rows.tolist():
+            names = keys[row].split(SEPARATOR)
+            names[_SESSION] = OTHER
+            keys[row] = SEPARATOR.join(names)
+        kept = list(dict.fromkeys(keys))
+        row_of = dict(zip(kept, range(len(kept)), strict=True))
+        new_rows = np.fromiter(map(row_of.__getitem__, keys), dtype=np.int64, count=len(keys))
+        first = np.empty(len(kept), dtype=np.int64)
+        first[new_rows[::-1]] = np.arange(len(keys))[
+            ::-1
+        ]  # the last assignment wins: the first old row of each new one
+        codes, all_names = self.codes[:, : len(keys)].copy(), [*self.names]
+        all_names[_SESSION] = [*all_names[_SESSION], OTHER]
+        codes[_SESSION, rows] = self._code_of[_SESSION].get(OTHER, len(all_names[_SESSION]) - 1)
+        self._take_keys(kept)
+        for place, column in enumerate(codes[:, first]):
+            used, firsts, inverse = np.unique(column, return_index=True, return_inverse=True)
+            order = np.argsort(firsts)  # codes in the order in which their names come, as ``replace`` gives them
+            names = [all_names[place][code] for code in used[order].tolist()]
+            rank = np.empty(len(order), dtype=np.int32)
+            rank[order] = np.arange(len(order), dtype=np.int32)
+            self._take_names(place, names, dict(zip(names, range(len(names)), strict=True)), rank[inverse])
+        return new_rows
+
+    def _take_keys(self, keys: Sequence[str]) -> None:
+        self.keys = list(keys)  # a new list: a picture refers to the old one
+        self._replaced += 1
+        self._row_of = dict(zip(self.keys, range(len(keys)), strict=True))
+        self._row_of_other = {key: self._row_of.pop(key) for key in filter(_has_reserved_name, keys)}
+        self.codes = np.zeros((len(DIMENSIONS), max(_FIRST_CAPACITY, len(keys))), dtype=np.int32)
+
+    def _take_names(self, place: int, names: list[str], code_of: dict[str, int], codes: Int32s) -> None:
+        """Take over the names of one dimension, and the code of each row."""
+        by_code = np.argsort(codes, kind="stable").astype(np.int32)
+        starts = np.searchsorted(codes[by_code], np.arange(len(names) + 1)).tolist()
+        self.codes[place, : len(codes)] = codes
+        self.names[place] = names
+        self._code_of[place] = code_of
+        rows = array("i", by_code.tobytes())
+        self._rows_with[place] = [rows[start:stop] for start, stop in pairwise(starts)]
+
+
+def _joined(keys: list[str], start: int, stop: int) -> Iterator[Tree]:
+    yield {"keys": _BETWEEN_KEYS.join(keys[start:stop])}
 
 
 def _has_reserved_name(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Dead letters: what could not be counted, as the actor put it aside."""
+"""Dead letters: what could not be counted, as the actor put it aside; to look at, to select, to drop."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.actor.snapshots import list_manifests
+from token_actor.actor.manifests import list_manifests
 from token_actor.errors import (
     ActorUnavailable,
     InvalidValue,

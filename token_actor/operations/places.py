@@ -6,7 +6,7 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.leadership import is_given_back
-from token_actor.actor.snapshots import list_manifests
+from token_actor.actor.manifests import list_manifests
 from token_actor.core.usage import DEFAULT_TENANT
 from token_actor.errors import ServerRefused
 from token_actor.transport.ports import FIRST, Delete
@@ -65,9 +65,9 @@ def remove_namespace(connection: Connection, namespace: str) -> None:
     """
     for keys in all_keys(connection, namespace):
         chunks = [
-            keys.chunk(manifest.snapshot_id, index)
+            keys.chunk(chunk.snapshot_id, chunk.number)
             for manifest in list_manifests(connection, keys)
-            for index in range(manifest.chunk_count)
+            for chunk in manifest.chunks
         ]
         streams = [keys.log, keys.ask, keys.dead, keys.snapshots]
         _delete(connection, [*chunks, *streams, keys.leader, keys.epoch])

@@ -45,7 +45,9 @@ def check_server(facts: Mapping[str, str], *, with_password: bool, accept_data_l
     refused = [found for found in findings if found.level == "problem" and found.subject in REQUIRED]
     if refused and not accept_data_loss:
         reasons = "; ".join(f"{found.found} ({found.advice})" for found in refused)
-        raise SetupError(f"the log is not safe on this server: {reasons}. --accept-data-loss starts all the same")
+        raise SetupError(
+            f"the log is not safe on this server: {reasons}. 'serve --accept-data-loss' starts all the same"
+        )
     return findings
 
 

@@ -2,6 +2,9 @@
 
 The actor adds its totals up in every way it has. Then the newest snapshot and the log after it are
 folded once more, here and independently of the actor, up to the very entry its answer speaks of.
+
+At last the snapshots are held against each other: the oldest one and the log after it must come to the
+newest one, to the last byte. The *state hash* says so in one word; see ``states``.
 """
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from token_actor.actor.manifests import list_manifests
 from token_actor.actor.recovery import Recovered, recover, replay
-from token_actor.actor.snapshots import list_manifests
 from token_actor.core.queries import answer
 from token_actor.errors import SnapshotError
 from token_actor.operations.places import partition_count, tenant_in
+from token_actor.operations.states import Difference, compare_states
 from token_actor.wire.entries import id_pair
 from token_actor.wire.keys import Keys
 
@@ -28,21 +32,13 @@ ATTEMPTS_MAX: Final = 5  # a snapshot every minute may overtake one attempt, not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Hold one figure that two ways of adding up disagree on: ``actor`` says this, ``other`` that."""
-
-    figure: str
-    actor: Any
-    other: Any
-    way: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """Hold what the verification of one partition came to.
 
     ``snapshot`` is the one the rebuild began with, ``None`` when it was the empty ledger;
     ``replayed`` counts the entries of the log after it. ``problem`` says why there was no rebuild.
+    ``state_hash`` is that of the newest snapshot, ``state_hash_replayed`` what another one and the
+    log come to; ``state_source`` says which one, or why there was nothing to compare with.
     """
 
     partition: int
@@ -54,6 +50,9 @@ class Verification:
     snapshot: str | None = None
     replayed: int = 0
     problem: str | None = None
+    state_hash: str | None = None
+    state_hash_replayed: str | None = None
+    state_source: str = ""
 
     @property
     def balanced(self) -> bool:
@@ -106,18 +105,25 @@ def _attempt(client: Questions, connection: Connection, keys: Keys, tenant: str)
         replayed = rebuilt.position.entries - begun_with
     except SnapshotError as error:
         problem = f"the state cannot be rebuilt: {error}"
-    if snapshot is not None and all(kept.snapshot_id != snapshot for kept in list_manifests(connection, keys)):
+    kept = list_manifests(connection, keys)
+    if snapshot is not None and all(manifest.snapshot_id != snapshot for manifest in kept):
         return None  # three newer ones were taken meanwhile, and the log under our feet was trimmed
+    states = compare_states(connection, keys, kept)
+    if states.overtaken:
+        return None
     return Verification(
         partition=keys.partition,
         offset=status["offset"],
         entries=status["entries"],
         ways=books["ways"],
         total=books["total"],
-        differences=tuple(found),
+        differences=(*found, *states.differences),
         snapshot=None if snapshot is None else snapshot.decode(),
         replayed=replayed,
         problem=problem,
+        state_hash=states.live,
+        state_hash_replayed=states.replayed,
+        state_source=states.source,
     )
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from token_actor.core.columns import Columns, Int64s, Objects, Run, objects
+from token_actor.core.dedupe import PRODUCER_BYTES
 from token_actor.core.usage import (
     COST_NANOUSD_MAX,
     COUNTS,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from token_actor.core.usage import Event
 
 BATCH_VERSION: Final = 1
-PRODUCER_BYTES: Final = 16
 EVENTS_MAX: Final = 1_000  # in one batch: the work that one message can make stays below a few milliseconds
 _COUNT_FIELDS: Final = ("i", "u", "r", "w", "z")
 LIST_FIELDS: Final = frozenset("kmg")

@@ -161,15 +161,27 @@ def _field(unpacker: msgpack.Unpacker, data: bytes, lists: Collection[str]) -> t
     return name, items
 
 
-def pack_state(state: dict[str, Any]) -> bytes:
-    """Return the tree of a snapshot, which may hold numpy arrays, as msgpack."""
-    packed: bytes = msgpack.packb(state, default=_array_to_ext)
+def pack_tree(tree: dict[str, Any]) -> bytes:
+    """Return one tree of a snapshot, which may hold numpy arrays, as msgpack."""
+    packed: bytes = msgpack.packb(tree, default=_array_to_ext)
     return packed
 
 
-def unpack_state(data: bytes) -> dict[str, Any]:
-    """Return the tree of a snapshot. Its checksum must have been verified before."""
-    return _map(msgpack.unpackb(data, ext_hook=_ext_to_array, strict_map_key=False))
+def unpack_trees(data: bytes) -> list[dict[str, Any]]:
+    """Return the trees of a segment, packed one after the other. Its checksum must have been verified before.
+
+    Raises ``BadEntry`` when the last one is cut short.
+    """
+    unpacker = msgpack.Unpacker(ext_hook=_ext_to_array, strict_map_key=False, max_buffer_size=0)
+    unpacker.feed(data)
+    trees = []
+    end = 0
+    for tree in unpacker:
+        trees.append(_map(tree))
+        end = unpacker.tell()
+    if end != len(data):
+        raise BadEntry("decode", "not msgpack: incomplete input")
+    return trees
 
 
 def _check_size(data: bytes, bytes_max: int) -> None:

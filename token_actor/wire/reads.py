@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from token_actor.core.columns import Columns, Rejection, columns_of, joined
 from token_actor.errors import BadEntry, InvalidValue
 from token_actor.wire.batches import LIST_FIELDS, decode_batch, numbers_used_by
+from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
 from token_actor.wire.codec import unpack_batch, unpack_json, unpack_message
 from token_actor.wire.entries import log_ms_of
 from token_actor.wire.events import event_of
@@ -40,6 +41,14 @@ class PlacedCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedClock:
+    """Hold what a leader says the time is, and what the id of its entry says."""
+
+    clock: ClockEntry
+    id_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedBatch:
     """Hold why a batch cannot be counted at all, and the sequence numbers it has used up.
 
@@ -59,7 +68,7 @@ class DecodedRead:
 
     entries: int = 0
     events: int = 0
-    steps: list[Columns | PlacedCommand | RefusedBatch] = field(default_factory=list)
+    steps: list[Columns | PlacedCommand | PlacedClock | RefusedBatch] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
 
 
@@ -106,22 +115,7 @@ def decode_read(entries: Sequence[Entry]) -> DecodedRead:
         read.entries += 1
         read.events += 1
         try:
-            name, value = _only_field(fields)
-            log_ms = log_ms_of(entry_id)
-            if name == EVENT_FIELD:
-                segment.add_single(event_of(unpack_message(value, any_text=True)), log_ms, place)
-            elif name == BATCH_FIELD:
-                batch = unpack_batch(value, lists=LIST_FIELDS)
-                columns = decode_batch(batch, log_ms=log_ms, entry=place)
-                read.events += len(columns) - 1
-                segment.add_batch(columns)
-            elif name == JSON_FIELD:
-                segment.add_single(event_of(unpack_json(value)), log_ms, place)
-            elif name == COMMAND_FIELD:
-                command = decode_command(value)
-                read.steps += [*segment.closed(), PlacedCommand(command, place, log_ms)]
-            else:
-                raise BadEntry("decode", f"unknown field name {name[:40]!r}")  # noqa: TRY301 - one ladder for all
+            _take(read, segment, place, log_ms_of(entry_id), *_only_field(fields))
         except BadEntry as bad:
             _refuse(read, segment, Rejection(place, None, bad.reason, bad.detail), fields)
         except InvalidValue as problem:
@@ -130,6 +124,26 @@ def decode_read(entries: Sequence[Entry]) -> DecodedRead:
             read.rejections.append(Rejection(place, None, "internal", repr(fault)))
     read.steps += segment.closed()
     return read
+
+
+def _take(read: DecodedRead, segment: _Segment, place: int, log_ms: int, name: bytes, value: bytes) -> None:
+    """Decode one entry. Raises ``BadEntry``, ``InvalidValue``."""
+    if name == EVENT_FIELD:
+        segment.add_single(event_of(unpack_message(value, any_text=True)), log_ms, place)
+    elif name == BATCH_FIELD:
+        columns = decode_batch(unpack_batch(value, lists=LIST_FIELDS), log_ms=log_ms, entry=place)
+        read.events += len(columns) - 1
+        segment.add_batch(columns)
+    elif name == JSON_FIELD:
+        segment.add_single(event_of(unpack_json(value)), log_ms, place)
+    elif name == COMMAND_FIELD:
+        command = decode_command(value)
+        read.steps += [*segment.closed(), PlacedCommand(command, place, log_ms)]
+    elif name == CLOCK_FIELD:
+        clock = ClockEntry.decode(value)
+        read.steps += [*segment.closed(), PlacedClock(clock, log_ms)]
+    else:
+        raise BadEntry("decode", f"unknown field name {name[:40]!r}")
 
 
 def _refuse(read: DecodedRead, segment: _Segment, refusal: Rejection, fields: Sequence[bytes]) -> None:

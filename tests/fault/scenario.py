@@ -1,0 +1,157 @@
+"""Scenarios as values: what each injects, how it runs, and what it came to; one table for all who run them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.fault.cast import NotSeenError
+from tests.fault.checker import Verdict, check_bounds, check_counts, check_recovery, check_said, check_state
+from tests.fault.stage import SERVING_MS_MAX, Stage
+from token_actor.errors import TokenActorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fault.cast import ForkServer
+
+SEED: Final = 20_231
+SHOWN: Final = 6  # broken promises of one scenario below the table; --json has all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Say how much to inject: ``short`` for every CI run, else for as long as ``minutes`` allow."""
+
+    short: bool = True
+    minutes: float = 20.0
+
+    def of(self, short: int, long: int) -> int:
+        """Return how often to do something."""
+        return short if self.short else long
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """Hold what a scenario came to; ``skipped`` says why it could not run here."""
+
+    name: str
+    seed: int
+    faults: int = 0
+    events: int = 0
+    lost: int = 0
+    twice: int = 0
+    recovery_ms: list[float] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    skipped: str | None = None
+
+    @property
+    def held(self) -> bool:
+        """Tell whether every promise was kept."""
+        return not self.violations
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {**asdict(self), "held": self.held}
+
+    def percentile(self, share: float) -> float | None:
+        """Return the recovery time below which ``share`` of them lie, ``None`` when there was none."""
+        ordered = sorted(self.recovery_ms)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+class CannotRunError(Exception):
+    """Say what this machine lacks for a scenario."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Be one scenario: ``play`` injects its faults on a stage; the checks that follow are the same for all.
+
+    ``serving_ms`` is the bound of I9. ``long_only`` ones are no part of CI. ``known`` says which fault of the
+    product makes it fail for now. ``logs`` are the actions that somebody must have logged.
+    """
+
+    name: str
+    injects: str
+    play: Callable[[Stage, Scale], None]
+    serving_ms: float = SERVING_MS_MAX
+    long_only: bool = False
+    known: str | None = None
+    logs: frozenset[str] = frozenset()
+
+    def run(
+        self, forks: ForkServer, *, seed: int = SEED, scale: Scale | None = None, planted: str | None = None
+    ) -> Outcome:
+        """Play it on a stage of its own, then stop the faults, drain, and check everything."""
+        outcome = Outcome(name=self.name, seed=seed)
+        directory = Path(tempfile.mkdtemp(prefix="token-actor-fault-"))
+        begun = time.monotonic()
+        try:
+            with Stage(forks, directory, seed=seed, planted=planted) as stage:
+                verdict = Verdict()
+                try:
+                    self.play(stage, scale or Scale())
+                    check_bounds(stage, verdict)
+                    stage.stop_producers()
+                    stage.drain()
+                    check_counts(stage.client, stage.truths(), verdict)
+                    check_state(stage, verdict)
+                    check_recovery(stage.recovery_ms, self.serving_ms, verdict)
+                    check_said(stage, self.logs, verdict)
+                except CannotRunError as lacks:
+                    outcome.skipped = str(lacks)
+                except NotSeenError as not_seen:
+                    verdict.note("I9", str(not_seen))
+                except TokenActorError as error:
+                    verdict.note("I9", f"the checker got no answer: {error}; {stage.last_words()}")
+                for broken in stage.broken:
+                    verdict.violations.append(broken)
+                outcome.faults, outcome.recovery_ms, outcome.notes = stage.faults, stage.recovery_ms, stage.notes
+                outcome.events, outcome.lost, outcome.twice = verdict.events, verdict.lost, verdict.twice
+                outcome.violations = verdict.violations
+        finally:
+            outcome.seconds = time.monotonic() - begun
+            shutil.rmtree(directory, ignore_errors=True)
+        return outcome
+
+
+HEADINGS: Final = ("scenario", "faults", "events", "lost", "twice", "over-grant", "p50 ms", "p99 ms", "s", "")
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Return the one table of a run, and below it what did not hold."""
+    rows = [HEADINGS, *(_row(outcome) for outcome in outcomes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = ["  ".join(_aligned(row[c], widths[c], left=c in (0, 9)) for c in range(len(row))).rstrip() for row in rows]
+    for outcome in outcomes:
+        shown = outcome.violations[:SHOWN]
+        lines += [f"  {outcome.name} (seed {outcome.seed}): {violation}" for violation in shown]
+        if len(outcome.violations) > SHOWN:
+            lines.append(f"  {outcome.name} (seed {outcome.seed}): and {len(outcome.violations) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    recovery = [outcome.percentile(0.5), outcome.percentile(0.99)]
+    return (
+        outcome.name,
+        str(outcome.faults),
+        str(outcome.events),
+        str(outcome.lost),
+        str(outcome.twice),
+        "n/a",  # reservations do not exist yet
+        *("-" if each is None else f"{each:.0f}" for each in recovery),
+        f"{outcome.seconds:.1f}",
+        f"skipped: {outcome.skipped}" if outcome.skipped else "held" if outcome.held else "BROKEN",
+    )
+
+
+def _aligned(cell: str, width: int, *, left: bool) -> str:
+    return cell.ljust(width) if left else cell.rjust(width)

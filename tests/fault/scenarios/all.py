@@ -1,0 +1,14 @@
+"""Every scenario there is, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tests.fault.scenarios import crashes, damage, network, server
+
+if TYPE_CHECKING:
+    from tests.fault.scenario import Scenario
+
+_FAMILIES: Final = (crashes, network, server, damage)
+
+SCENARIOS: Final[dict[str, Scenario]] = {each.name: each for family in _FAMILIES for each in family.SCENARIOS}

@@ -1,0 +1,211 @@
+"""Processes that end or stand still at the worst moment."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from tests.fault.cast import Child, until
+from tests.fault.scenario import Scale, Scenario
+from token_actor.transport.ports import Delete
+
+if TYPE_CHECKING:
+    from tests.fault.stage import Stage
+
+# Everything a snapshot writes, in its order; a kill between every two of them.
+SNAPSHOT_STEPS: Final = [
+    {"write": write, "nth": nth, "when": when}
+    for write, nth in (
+        ("Put:chunk", 1),
+        ("Put:chunk", 2),
+        ("Put:chunk", 9),
+        ("Append:snapshots", 1),
+        ("Append:snapshots", 5),
+        ("DeleteEntries:snapshots", 1),
+        ("Delete:chunk", 4),
+        ("TrimBelow:log", 1),
+        ("TrimBelow:log", 2),
+    )
+    for when in ("before", "after")
+]
+
+
+def _actor_killed(stage: Stage, scale: Scale) -> None:
+    """Kill the only actor at any moment, again and again, under load."""
+    stage.serve()
+    actor = stage.start_actor()
+    leader = stage.await_serving(noted=False)
+    for number in (1, 2):
+        stage.start_producer(number, every_ms=scale.of(4, 20), chunk=20)
+    deadline = time.monotonic() + scale.minutes * 60
+    for _ in range(scale.of(50, 1_000)):
+        stage.await_entries(stage.random.randrange(1, 60))
+        actor.kill()
+        killed = time.monotonic()
+        stage.faults += 1
+        actor = stage.start_actor()
+        leader = stage.await_serving(after=leader, since=killed)
+        if time.monotonic() > deadline:
+            stage.notes.append("the time was up")
+            break
+
+
+def _producer_killed(stage: Stage, scale: Scale, *, message_ids: bool) -> None:
+    stage.serve()
+    stage.start_actor()
+    stage.await_serving(noted=False)
+    for number in (1, 2, 3):
+        stage.start_producer(number, every_ms=1, chunk=40, message_ids=message_ids)
+    for _ in range(scale.of(20, 300)):
+        number = stage.random.randrange(1, 4)
+        stage.await_entries(stage.random.randrange(1, 40))
+        stage.producers[number].kill()
+        stage.faults += 1
+        stage.start_producer(number)
+
+
+def _producer_killed_without_ids(stage: Stage, scale: Scale) -> None:
+    _producer_killed(stage, scale, message_ids=False)
+
+
+def _producer_killed_with_ids(stage: Stage, scale: Scale) -> None:
+    _producer_killed(stage, scale, message_ids=True)
+
+
+def _everyone_asked_to_stop(stage: Stage, scale: Scale) -> None:
+    """Ask the actor, then a producer to stop, again and again; each ends by itself, with exit code 0."""
+    stage.serve()
+    actor = stage.start_actor()
+    leader = stage.await_serving(noted=False)
+    for number in (1, 2):
+        stage.start_producer(number)
+    for turn in range(scale.of(8, 100)):
+        stage.await_entries(30)
+        actor.send(signal.SIGTERM)
+        asked = time.monotonic()
+        code = actor.wait()
+        if code != 0:
+            stage.broken.append(f"I9: the actor that was asked to stop ended with {code}: {actor.said()[-3:]}")
+        actor = stage.start_actor()
+        leader = stage.await_serving(after=leader, since=asked)
+        number = 1 + turn % 2
+        stage.await_entries(10)
+        stage.producers[number].send(signal.SIGTERM)
+        code = stage.producers[number].wait()
+        if code != 0:
+            stage.broken.append(f"I1: the producer that was asked to stop ended with {code}")
+        stage.start_producer(number)
+        stage.faults += 2
+
+
+def _snapshot_steps(stage: Stage, scale: Scale) -> None:
+    """Kill the actor before and after every kind of write that a snapshot consists of."""
+    stage.serve()
+    for number in (1, 2):
+        stage.start_producer(number)
+    leader = None
+    for failpoint in SNAPSHOT_STEPS * scale.of(1, 10):
+        doomed = stage.start_actor(failpoint=failpoint, snapshot_every_ms=20)
+        code = doomed.wait()
+        if code != -signal.SIGKILL:
+            stage.broken.append(f"the actor did not reach {failpoint}, it ended with {code}")
+        killed = time.monotonic()
+        stage.faults += 1
+        survivor = stage.start_actor()
+        leader = stage.await_serving(after=leader, since=killed)
+        survivor.send(signal.SIGTERM)  # a good snapshot in between, so that every step happens again
+        survivor.wait()
+
+
+def _leader_paused(stage: Stage, scale: Scale) -> None:
+    """Stop the leader where it stands; another one takes over; then the first one goes on."""
+    stage.serve()
+    stage.watch_manifests()
+    one = stage.start_actor("one")
+    leader = stage.await_serving(noted=False)
+    for number in (1, 2):
+        stage.start_producer(number)
+    other = stage.start_actor("two")
+    for _ in range(scale.of(8, 100)):
+        stage.await_entries(stage.random.randrange(1, 50))
+        one.pause()
+        paused = time.monotonic()
+        leader = stage.await_serving(after=leader, since=paused)
+        stage.await_entries(20)
+        one.resume()
+        stage.faults += 1
+        stage.await_entries(20)
+        one, other = other, one
+
+
+def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
+    """Stop the leader between the last chunk and the manifest, and let it go on when others have written theirs."""
+    stage.serve()
+    stage.watch_manifests()
+    for number in (1, 2):
+        stage.start_producer(number)
+    leader = None
+    for turn in range(scale.of(4, 40)):
+        when = ("before", "after")[turn % 2]
+        failpoint = {"write": "Append:snapshots", "nth": 2 + turn % 3, "when": when, "action": "stop"}
+        paused = stage.start_actor("paused", failpoint=failpoint)
+        stopped = _await_stopped(paused)
+        other = stage.start_actor("other")
+        leader = stage.await_serving(after=leader, since=stopped)
+        stage.await_snapshots(other, 2)
+        known = len(paused.actions())
+        paused.resume()
+        _await_word(paused, known)
+        stage.faults += 1
+        stage.await_entries(30)
+        stage.await_snapshots(other, 1)
+        for actor in (paused, other):
+            actor.kill()
+
+
+def _two_leaders(stage: Stage, scale: Scale) -> None:
+    """Take the lease away from a leader that works, so that another one leads beside it until it notices."""
+    stage.serve()
+    stage.watch_manifests()
+    stage.start_actor("one")
+    leader = stage.await_serving(noted=False)
+    stage.start_actor("two")
+    for number in (1, 2):
+        stage.start_producer(number)
+    for _ in range(scale.of(12, 200)):
+        stage.await_entries(stage.random.randrange(1, 60))
+        stage.connection.write([Delete(keys=[stage.keys.leader])])
+        stage.faults += 1
+        stage.await_entries(10)
+        leader = stage.await_serving()
+    stage.notes.append(f"{leader} led at the end")
+
+
+def _await_word(actor: Child, known: int) -> None:
+    until(lambda: len(actor.actions()) > known, "a word of who was paused")
+
+
+def _await_stopped(actor: Child) -> float:
+    until(lambda: actor.state() == "T", f"the failpoint of process {actor.pid}")
+    return time.monotonic()
+
+
+SCENARIOS: Final = [
+    Scenario(name="actor killed", injects="kill -9 of the only actor, under load", play=_actor_killed),
+    Scenario(name="producer killed", injects="kill -9 of producers without a spool", play=_producer_killed_without_ids),
+    Scenario(
+        name="producer killed, ids",
+        injects="kill -9 of producers that record again under the same message ids",
+        play=_producer_killed_with_ids,
+    ),
+    Scenario(name="asked to stop", injects="SIGTERM of actor and producers in turn", play=_everyone_asked_to_stop),
+    Scenario(name="snapshot steps", injects="kill -9 before and after each write of a snapshot", play=_snapshot_steps),
+    Scenario(name="leader paused", injects="SIGSTOP and SIGCONT of the leader", play=_leader_paused),
+    Scenario(
+        name="leader paused in a snapshot",
+        injects="SIGSTOP before the manifest, SIGCONT after those of its successor",
+        play=_leader_paused_in_a_snapshot,
+    ),
+    Scenario(name="two leaders", injects="the lease deleted under a leader that works", play=_two_leaders),
+]
