@@ -24,7 +24,7 @@ COMPILE := $(UV_VENV)/bin/uv pip compile pyproject.toml --quiet --universal --py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check bench lock clean lint types imports sizes texts coverage setup setup-dev
+.PHONY: help demo test check faults soak bench lock clean lint types imports sizes texts coverage setup setup-dev
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,13 @@ test: setup-dev ## all tests, with branch coverage
 	@echo '== tests'
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest --cov --cov-report= || { rm -f .coverage; exit 1; }
+
+faults: setup-dev ## kill, pause, cut off and fill real processes; every number must stay right (4 minutes)
+	@echo '== faults'
+	@$(BIN)/python -m pytest -m fault --no-cov tests/fault
+
+soak: setup-dev ## the same for long, 1,000 kills of the actor; MINUTES=20 bounds each scenario
+	@$(BIN)/python -m tests.fault --long --minutes $(or $(MINUTES),20)
 
 check: lint types imports sizes texts coverage ## everything CI checks besides the tests
 	@echo '== all checks passed'

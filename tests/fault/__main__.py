@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fault", description=__doc__)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--short", action="store_true", help="as in CI (the default)")
-    length.add_argument("--long", action="store_true", help="1,000 kills, 10 million events")
+    length.add_argument("--long", action="store_true", help="1,000 kills of the actor")
     parser.add_argument("--minutes", type=float, default=20.0, help="bound of each scenario of the long run")
     parser.add_argument("--scenario", action="append", choices=sorted(SCENARIOS), help="only this one; may be repeated")
     parser.add_argument("--seed", type=int, default=SEED)

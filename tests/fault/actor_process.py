@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests.fault.failpoints import FailingConnector, Failpoint
 from tests.fault.planted import ENVIRONMENT, planted
 from token_actor.cli.logs import start_logging
-from token_actor.cli.serve import run_until_asked, stop_requests
+from token_actor.cli.serve import examine, run_until_asked, stop_requests
 from token_actor.core.ledger import Bounds
 from token_actor.errors import TokenActorError
 from token_actor.service import actor_settings, connector_of
@@ -38,8 +38,12 @@ def main(spec: Mapping[str, Any]) -> int:
         connector: Connector = connector_of(spec["url"], spec["namespace"])
         if spec.get("failpoint"):
             connector = FailingConnector(connector, Failpoint(**spec["failpoint"]))
+
+        def check(facts: Mapping[str, str]) -> None:
+            examine(facts, with_password=False, accept_data_loss=settings.accept_data_loss)
+
         try:
-            run_until_asked(connector, settings, requests)
+            run_until_asked(connector, settings, requests, check)
         except TokenActorError as error:
             log = logging.getLogger("token_actor.fault")
             log.error("Ended", extra={"action": "ended", "error": type(error).__name__, "problem": str(error)})  # noqa: TRY400

@@ -153,7 +153,8 @@ class ForkServer:
         self._children: dict[int, Child] = {}
         self._early: dict[int, int] = {}  # ended before its start was looked at
         self._numbers = 0
-        threading.Thread(target=self._listen, name="fork-server", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="fork-server", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +167,9 @@ class ForkServer:
         assert self._popen.stdin is not None
         self._popen.stdin.close()
         self._popen.wait(TIMEOUT_S)
+        self._listener.join(TIMEOUT_S)
+        assert self._popen.stdout is not None
+        self._popen.stdout.close()
 
     def start(self, said: Path, *, env: Mapping[str, str] | None = None, **request: Any) -> Child:
         """Fork a process: ``role`` and ``spec``, or ``argv`` and ``cwd`` of a program."""
@@ -269,6 +273,13 @@ class Server:
         """Yield the keys that there are of a pattern."""
         with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw:
             yield from raw.scan_iter(match=pattern, count=1_000)
+
+    def at_once(self, *commands: tuple[str | bytes, ...]) -> None:
+        """Send commands between which nobody else gets a turn."""
+        with redis.Redis(host=HOST, port=self.port, socket_timeout=10) as raw, raw.pipeline(transaction=True) as pipe:
+            for words in commands:
+                pipe.execute_command(*words)
+            pipe.execute()
 
     def command(self, *words: str | bytes) -> Any:
         """Send one command and return its reply, however the product would use it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tests.fault.truth import SUMMED, Sums, agent_of, block_sums, events_of_block, numbers
+from token_actor.actor.manifests import list_manifests
 from token_actor.operations.verify import verify
 from token_actor.wire.entries import id_pair
 
@@ -166,7 +167,8 @@ def check_state(stage: Stage, verdict: Verdict) -> None:
 
 def check_manifests(stage: Stage, verdict: Verdict) -> None:
     """Check that the snapshots seen were written in the order of epochs, and that a later one is never of less."""
-    stage.note_manifests()
+    for manifest in list_manifests(stage.connection, stage.keys):
+        stage.manifests[manifest.snapshot_id] = manifest.position.offset
     top = int(stage.connection.get(stage.keys.epoch) or 0)
     seen = sorted(stage.manifests.items(), key=lambda item: id_pair(item[0]))
     for snapshot_id, _ in seen:

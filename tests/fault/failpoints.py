@@ -6,8 +6,8 @@ A write is named by its operation and the kind of its key: ``Put:chunk``, ``Appe
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +27,12 @@ class Failpoint:
     action: Literal["kill", "stop"] = "kill"
 
     def reach(self) -> None:
-        """Be at the failpoint: end or pause this process, as nobody could foresee."""
-        os.kill(os.getpid(), signal.SIGKILL if self.action == "kill" else signal.SIGSTOP)
+        """Be at the failpoint: end or pause this process, here and not an instruction later.
+
+        A signal to the whole process might be taken by another thread, and this one go on for a while.
+        """
+        number = signal.SIGKILL if self.action == "kill" else signal.SIGSTOP
+        signal.pthread_kill(threading.get_ident(), number)
 
 
 def name_of(operation: Operation) -> str:

@@ -25,7 +25,9 @@ def main() -> None:
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # a child takes it when it is ready to, not before
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1]
+    )  # a child takes it when it is ready to, not before
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: set[int] = set()
     pending = b""

@@ -44,13 +44,13 @@ def _trim_too_early(stack: ExitStack) -> None:
     from token_actor.actor import loop
     from token_actor.transport.ports import TrimBelow
 
-    original = loop.Actor._write
+    original = loop.Actor._turn
 
-    def write(self: Any) -> None:
-        original(self)
-        self._connection.write([TrimBelow(key=self._keys.log, entry_id=self._state.position.offset)])
+    def turn(self: Any, block_ms: int | None) -> None:
+        original(self, block_ms)
+        self._connection.write([TrimBelow(key=self._keys.log, entry_id=self._follower.position.offset)])
 
-    stack.enter_context(patch.object(loop.Actor, "_write", write))
+    stack.enter_context(patch.object(loop.Actor, "_turn", turn))
 
 
 def _offset_before_state(stack: ExitStack) -> None:
@@ -59,16 +59,15 @@ def _offset_before_state(stack: ExitStack) -> None:
 
     original = recovery.recover
 
-    def recover(connection: Any, keys: Any, bounds: Any = None) -> Any:
-        recovered = original(connection, keys, bounds)
-        if recovered.manifest is not None:
-            following = connection.range(keys.log, start=b"(" + recovered.position.offset, count=3)
-            if following:
-                entries = recovered.position.entries + len(following)
-                recovered.position = replace(recovered.position, offset=following[-1][0], entries=entries)
+    def recover(connection: Any, keys: Any, *arguments: Any, **options: Any) -> Any:
+        recovered = original(connection, keys, *arguments, **options)
+        following = connection.range(keys.log, start=b"(" + recovered.position.offset, count=3)
+        if following and recovered.position.entries:
+            entries = recovered.position.entries + len(following)
+            recovered.position = replace(recovered.position, offset=following[-1][0], entries=entries)
         return recovered
 
-    stack.enter_context(patch("token_actor.actor.loop.recover", recover))
+    stack.enter_context(patch("token_actor.actor.follower.recover", recover))
 
 
 def _unfenced_manifest(stack: ExitStack) -> None:
@@ -120,13 +119,13 @@ def _retry_with_a_new_id(stack: ExitStack) -> None:
 
 def _snapshot_without_dedupe_state(stack: ExitStack) -> None:
     """A snapshot forgets which sequence numbers were seen."""
-    stack.enter_context(patch("token_actor.core.dedupe.ProducerMarks.restore", lambda self, dumped: None))
+    stack.enter_context(patch("token_actor.core.dedupe.ProducerMarks.restore", lambda self, trees, missing: None))
 
 
 def _seq_reset_at_restart(stack: ExitStack) -> None:
     """A producer that starts again numbers from 0 under its old name."""
     number = int(os.environ.get(PRODUCER, "0"))
-    stack.enter_context(patch("token_actor.client.sender.uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(int=number))))
+    stack.enter_context(patch("token_actor.client.delivery.uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(int=number))))
 
 
 def _float_tokens(stack: ExitStack) -> None:
@@ -167,17 +166,21 @@ def _ttl_only_lease(stack: ExitStack) -> None:
     from token_actor.actor.leadership import Leadership
     from token_actor.transport.ports import Put
 
-    def put(self: Any, lease_ms: int, *, only_if_absent: bool) -> bool:
-        self.epoch = 1
-        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=lease_ms, only_if_absent=only_if_absent)
-        return bool(self._connection.write([lease]) != [None])
+    def contend(self: Any, ticks_ms: int) -> bool:
+        lease = Put(key=self._keys.leader, value=self._holder.encode(), ttl_ms=self._lease_ms, only_if_absent=True)
+        self.epoch = 0 if self._connection.write([lease]) == [None] else 1
+        return bool(self.epoch)
 
-    stack.enter_context(
-        patch.object(Leadership, "acquire", lambda self, lease_ms: put(self, lease_ms, only_if_absent=True))
-    )
-    stack.enter_context(
-        patch.object(Leadership, "renew", lambda self, lease_ms: put(self, lease_ms, only_if_absent=False))
-    )
+    def renew(self: Any) -> bool:
+        self._connection.write([Put(key=self._keys.leader, value=self._holder.encode(), ttl_ms=self._lease_ms)])
+        return True
+
+    for name, bug in (
+        ("contend", contend),
+        ("renew", renew),
+        ("write", lambda self, operations: self._connection.write(operations)),
+    ):
+        stack.enter_context(patch.object(Leadership, name, bug))
 
 
 BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FLUSH_S: Final = 1.0  # per attempt; how soon a stop is noticed while the log is away
 LAST_FLUSH_S: Final = 60.0  # after a stop: faults are over by then
+QUIET_MS: Final = 60_000  # a signal ends the wait
 UNPROMISED: Final = 3  # exit code: the log stayed away
 
 
@@ -38,15 +39,16 @@ class Producer:
         self._path = Path(spec["journal"])
         self._journal = Journal(self._path)
         self._client = client
+        self._quiet = False
         self._stopped = False
 
     def run(self, *, chunk: int, every_ms: float, events_max: int) -> int:
-        """Go on until SIGTERM or until there are enough events; return the exit code."""
+        """Go on until SIGTERM; SIGUSR1, or enough events, end the recording only. Return the exit code."""
         truth = Truth.read(self._number, self._path)
         if self._message_ids:
             self._repeat(truth)
         k = truth.last
-        while k < events_max and not self._stopped:
+        while k < events_max and not self._quiet:
             first, k = k + 1, min(k + chunk, events_max)
             at_ms = time.time_ns() // 1_000_000
             self._journal.attempts(first, k, at_ms)
@@ -57,6 +59,8 @@ class Producer:
             self._pause(every_ms)
         if not self._flush(LAST_FLUSH_S):
             return UNPROMISED
+        while not self._stopped:  # its client is still there, and sends again what the log has lost
+            self._pause(QUIET_MS)
         since = 1 if self._message_ids else truth.last + 1  # what a killed one left behind is promised by its ids alone
         if k >= since:
             self._journal.accepted(since, k)
@@ -92,15 +96,17 @@ class Producer:
                 self._client.flush(FLUSH_S)
             except ActorUnavailable:
                 self._pause(0)
-                if self._stopped and time.monotonic() > deadline:
+                if self._quiet and time.monotonic() > deadline:
                     return False
             else:
                 return True
 
     def _pause(self, every_ms: float) -> None:
         """Wait for a while, or for the request to stop."""
-        if signal.sigtimedwait([signal.SIGTERM], every_ms / 1000) is not None:
-            self._stopped = True
+        request = signal.sigtimedwait([signal.SIGTERM, signal.SIGUSR1], every_ms / 1000)
+        if request is not None:
+            self._quiet = True
+            self._stopped = request.si_signo == signal.SIGTERM
 
 
 def main(spec: Mapping[str, Any]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -12,9 +13,11 @@ from tests.fault.cast import Child, ForkServer, NotSeenError, Server, until
 from tests.fault.link import Link
 from tests.fault.planted import ENVIRONMENT, PRODUCER
 from tests.fault.truth import Truth
-from token_actor.actor.snapshots import list_manifests
+from token_actor.actor.manifests import Manifest
 from token_actor.errors import ActorUnavailable, TransportError
+from token_actor.operations.spools import look_into
 from token_actor.service import TokenClient
+from token_actor.transport.ports import FIRST
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
@@ -24,12 +27,12 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection
 
 NAMESPACE: Final = "fault"
+SPOOL_S: Final = 30.0  # a lost batch is noticed by the next question of its owner, and deleted after the next snapshot
 ASKING_S: Final = 2.0  # then it is looked whether there is anybody left to answer
 SERVING_MS_MAX: Final = 10_000  # I9, unless a scenario says otherwise
 # Small, so that everything that an actor does from time to time happens between two faults.
 ACTOR_SETTINGS: Final = {
     "lease_ms": 300,
-    "recovery_lease_ms": 600,
     "block_ms": 50,
     "snapshot_every_ms": 200,
     "snapshot_every_entries": 500,
@@ -180,16 +183,45 @@ class Stage:
             lambda: actor.actions().count("snapshot") >= target, f"{more} snapshots; {self.last_words()}", poll_s=0.02
         )
 
-    def note_manifests(self) -> None:
-        """Remember the snapshots there are now; each is seen before it is dropped if this is called often enough."""
-        for manifest in list_manifests(self.connection, self.keys):
-            self.manifests[manifest.snapshot_id] = manifest.position.offset
+    def watch_manifests(self) -> None:
+        """Remember every snapshot from now on, also those that are dropped soon."""
+        watching = self.server.connect()
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch_manifests, args=(watching, ended), daemon=True)
+        watch.start()
+        self.at_end(watching.close)
+        self.at_end(watch.join)
+        self.at_end(ended.set)
+
+    def _watch_manifests(self, connection: Connection, ended: threading.Event) -> None:
+        after = FIRST
+        while not ended.is_set():
+            with suppress(TransportError):
+                for entry_id, fields in connection.read({self.keys.snapshots: after}, count=100, block_ms=100).get(
+                    self.keys.snapshots, []
+                ):
+                    after = entry_id
+                    self.manifests[entry_id] = Manifest.read(entry_id, fields).position.offset
 
     def last_words(self) -> list[str]:
         """Return what the actors said last."""
         return self.actors[-1].said()[-4:] if self.actors else []
 
     # --- producers ---------------------------------------------------------------------------------
+
+    def start_spooling_producer(self, number: int, **spec: Any) -> Child:
+        """Start a producer that keeps batches in a spool, which all producers of this host share."""
+        return self.start_producer(number, client={"spool_dir": str(self.spool)}, **spec)
+
+    @property
+    def spool(self) -> Path:
+        """Return the folder of the spools of this stage."""
+        return self.directory / "spool"
+
+    def spooled(self) -> int:
+        """Return how many events wait in spools."""
+        state = look_into(str(self.spool), namespace=NAMESPACE, address="")
+        return sum(slot.events for slot in state.slots)
 
     def start_producer(self, number: int, **spec: Any) -> Child:
         """Start a producer, or start it again with what it was given the first time."""
@@ -226,7 +258,16 @@ class Stage:
     # --- the end -----------------------------------------------------------------------------------
 
     def stop_producers(self) -> None:
-        """Ask all producers to stop, and wait until each has been promised all it tried."""
+        """Ask all producers to stop, and wait until each has been promised all it tried.
+
+        First those with a spool get the time to send again what was lost: until a snapshot covers all they hold.
+        """
+        if self.spool.exists():
+            for child in self.producers.values():
+                child.send(signal.SIGUSR1)
+            if not any(actor.alive for actor in self.actors):
+                self.start_actor()
+            until(lambda: not self.spooled(), "an empty spool", SPOOL_S, poll_s=0.1)
         for child in self.producers.values():
             child.send(signal.SIGTERM)
         for number, child in self.producers.items():

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
 
 def _parameter(scenario):
-    known = [pytest.mark.xfail(reason=scenario.known, strict=False)] if scenario.known else []
+    known = [pytest.mark.xfail(reason=scenario.known, strict=True)] if scenario.known else []
     return pytest.param(scenario, id=scenario.name, marks=known)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.sim.world import Player, World
+    from token_actor.actor.manifests import Position
     from token_actor.client.watermark import Watermark
     from token_actor.core.ledger import Ledger
 
@@ -76,6 +77,12 @@ class ActorPlayer:
         """Return up to where it has folded the log; ``None`` when it has no state."""
         follower = None if self.actor is None else self.actor._follower
         return follower.position.offset if follower is not None and follower.recovered else None
+
+    @property
+    def position(self) -> Position:
+        """Return the whole of its position; it has a state."""
+        assert self.actor is not None
+        return self.actor._follower.position
 
     @property
     def ledger(self) -> Ledger:

@@ -103,7 +103,10 @@ class Story:
         """Tell whether either actor could lose what the server has, and the other would still know it."""
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
         last = b"0-0" if stream is None else stream.state().last_id
-        return not self._fragile and all(actor.offset == last for actor in self.actors)
+        if self._fragile or not all(actor.offset == last for actor in self.actors):
+            return False
+        one, other = (actor.position for actor in self.actors)
+        return one.entries == other.entries  # else one of them has yet to notice what it missed
 
     def _kill_actor(self) -> None:
         if self._fragile:
@@ -213,7 +216,10 @@ class Story:
             return False
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
         last = b"0-0" if stream is None else stream.state().last_id
-        return all(actor.offset == last for actor in self.actors) and sum(actor.leads for actor in self.actors) == 1
+        if not all(actor.offset == last for actor in self.actors) or sum(actor.leads for actor in self.actors) != 1:
+            return False
+        one, other = (actor.position for actor in self.actors)
+        return one == other
 
     def _judge(self, settled: bool) -> None:
         verdict, truth = self.verdict, self.truth

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.core.queries import answer
-from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused
+from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, TransportError
 from token_actor.transport.ports import FIRST, Append, Expire, Operation, TrimBelow
 from token_actor.wire.entries import LAST_ID, id_pair
 from token_actor.wire.messages import ANSWER_FIELD, Answer, DeadLetter, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from token_actor.actor.follower import Follower
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.settings import Clock
+    from token_actor.actor.standing import Standing
     from token_actor.transport.ports import Connection, Entry
     from token_actor.wire.keys import Keys
 
@@ -103,7 +104,7 @@ class Desk:
         *,
         epoch: int,
         clock: Clock,
-        standing: Mapping[str, Callable[[Question, dict[str, Any]], None]],
+        standing: Standing,
     ) -> None:
         """Start with nobody waiting. ``standing`` maps kinds of questions to what adds the actor's own part."""
         self.offset = FIRST
@@ -149,6 +150,8 @@ class Desk:
                 standing(question, result)
         except InvalidValue as problem:
             return Answer(request_id=question.request_id, epoch=self.epoch, problem=problem)
+        except TransportError:  # that is no fault in a question
+            raise
         except Exception:  # a question changes nothing, so a fault of ours in one must not stop the others
             log.exception("A question failed", extra={"action": "question_failed", "kind": question.kind})
             fault = InvalidQuestion("kind", "could not be answered; the actor's log says why", reason="internal")

@@ -101,8 +101,10 @@ class Follower:
 
     # --- recovery ------------------------------------------------------------------------------
 
-    def recover(self) -> list[Folded]:
+    def recover(self, *, alone: bool) -> list[Folded]:
         """Restore the state of the newest snapshot that is whole; return what a log that was replaced came to.
+
+        Only who is ``alone`` may accept a loss: a leader knows more, and will save it.
 
         Raises ``SnapshotError`` when the log does not go back to where the state ends.
         """
@@ -111,11 +113,12 @@ class Follower:
         self.replaced = False
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
-                self._state = self._recovered()
+                self._state = self._recovered(alone=alone)
                 break
             except SnapshotError:
                 if attempt == _ATTEMPTS_MAX:
                     raise
+        self.replaced = self.position.lost > self._known.began.lost
         found = find_break(self._connection, self._keys.log, self.position)
         if found is None or not found.replaced:
             return []
@@ -125,9 +128,10 @@ class Follower:
             self.forget()
             raise
 
-    def _recovered(self) -> Recovered:
+    def _recovered(self, *, alone: bool) -> Recovered:
         settings = self._settings
-        return recover(self._connection, self._keys, settings.bounds, accept_data_loss=settings.accept_data_loss)
+        accept = alone and settings.accept_data_loss
+        return recover(self._connection, self._keys, settings.bounds, accept_data_loss=accept)
 
     def forget(self) -> None:
         """Let go of the state, because it cannot be brought up to date."""
@@ -167,7 +171,7 @@ class Follower:
     def begin_anew(self) -> None:
         """Follow an empty log: the one that was folded is full, and was deleted."""
         self._trail = Trail()
-        self.position = replace(self.position, offset=FIRST, entries=0)
+        self.position = replace(self.position, offset=FIRST, entries=0, unbroken=False)
         self.replaced = True
 
     def rejoin(self, *, epoch: int) -> Iterator[Folded]:
@@ -184,7 +188,8 @@ class Follower:
             work.after = entries[-1][0]
             yield from self._fold_new(work, entries, epoch)
         was = self.position
-        self.position = replace(was, offset=until, entries=0 if stream is None else stream.entries_added)
+        added = 0 if stream is None else stream.entries_added
+        self.position = replace(was, offset=until, entries=added, unbroken=False)
         self._trail = Trail()
         self._rejoining = None
         self.replaced = True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Operation
     from token_actor.wire.keys import Keys
 
+_GONE: Final = (b"", None)
 _LOOKS_PER_LEASE: Final = 4  # one look counts for no more of the lease than this part: a watcher may have been paused
 
 
@@ -78,7 +79,10 @@ class Leadership:
         since_ms = 0 if self._looked_ms is None else ticks_ms - self._looked_ms
         self._looked_ms = ticks_ms
         if held is None and self._seen is None:
-            return True
+            if self._connection.get(self._keys.epoch) is None:  # nobody has ever led
+                return True
+            self._seen, self._silent_ms = _GONE, 0  # it may have vanished when the server's clock jumped
+            return False
         if held is not None:
             if held.endswith(b":"):  # given back
                 return True
@@ -157,7 +161,7 @@ class Leadership:
     def release(self) -> None:
         """Give the lease back, so that the next actor need not wait for it to run out."""
         if self.epoch:
-            given_back = Put(key=self._keys.leader, value=b"%d:" % self.epoch, ttl_ms=self._lease_ms)
+            given_back = Put(key=self._keys.leader, value=b"%d:" % self.epoch)  # for whoever comes, whenever
             outcomes = self._connection.write_if(self._keys.leader, self._value, [given_back])
             if outcomes is not None and isinstance(outcomes[0], ServerRefused):  # full: then it has to be missed
                 self._connection.write_if(self._keys.leader, self._value, [Delete(keys=[self._keys.leader])])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
@@ -17,10 +17,9 @@ from token_actor.actor.leadership import Leadership
 from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
+from token_actor.actor.standing import standing_of
 from token_actor.actor.timekeeping import Timekeeper
 from token_actor.actor.trouble import Trouble
-from token_actor.core.dedupe import UNKNOWN
-from token_actor.core.queries import SEEN_RANGES_MAX
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
 from token_actor.transport.ports import FIRST, Append, Delete
 from token_actor.wire.clock import CLOCK_FIELD, ClockEntry
@@ -28,9 +27,9 @@ from token_actor.wire.entries import LAST_ID, id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from token_actor.actor.fold import Folded
+    from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.transport.ports import Connection
-    from token_actor.wire.messages import Question
 
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the first wait, and the longest
 _RENEWALS_PER_LEASE: Final = 4
@@ -57,7 +56,7 @@ class Actor:
         self._hears_questions = True
         self._due_ms = 0
         self._standing_by = False
-        self._newest_snapshot: bytes | None = None
+        self._known_snapshot: tuple[bytes, int] | None = None
         self._trouble = Trouble()
         self._awaits_snapshot = False
 
@@ -110,23 +109,26 @@ class Actor:
             self._fold_standing_by()
         else:
             self._recover()
-        if self._follower.recovered and self._is_due(_LOOKS_PER_LEASE):
-            if self._leadership.contend(self._clock.ticks_ms()):
-                self._take_over()
-                return
-            if not self._standing_by:
-                self._standing_by = True
-                log.info("Standing by", extra={"action": "standing_by"})
-            self._letters.drop_written()
-            self._check_standing_by()
+        if not (self._follower.recovered and self._is_due(_LOOKS_PER_LEASE)):
+            return
+        if not self._goes_on():
+            self._follower.forget()
+            return
+        if self._leadership.contend(self._clock.ticks_ms()):
+            self._take_over()
+            return
+        if not self._standing_by:
+            self._standing_by = True
+            log.info("Standing by", extra={"action": "standing_by"})
+        self._letters.drop_written()
 
     def _recover(self) -> None:
         check_partitions(self._connection, self._keys, self._settings.partitions)
         manifest = newest_manifest(self._connection, self._keys)
-        self._newest_snapshot = None if manifest is None else manifest.snapshot_id
+        self._known_snapshot = _name(manifest)
         self._letters.forget()
         try:
-            recovered = self._follower.recover()
+            recovered = self._follower.recover(alone=not self._leadership.is_held())
         except SnapshotError as error:
             self._await_snapshot(error)
             return
@@ -139,6 +141,8 @@ class Actor:
     def _await_snapshot(self, error: SnapshotError) -> None:
         """Wait for the leader to save what it has and the log has not. Raises ``error`` when nobody leads."""
         if not self._leadership.is_held():
+            if self._settings.accept_data_loss:  # the leader is gone since, so the next attempt is on its own
+                return
             raise error
         if not self._awaits_snapshot:
             extra = {"action": "snapshot_awaited", "problem": str(error)}
@@ -152,30 +156,33 @@ class Actor:
         if entries:
             self._letters.add(self._follower.fold(entries, epoch=0).dead)
 
-    def _check_standing_by(self) -> None:
-        """See whether the log and the leader's state are still those that are followed.
+    def _goes_on(self) -> bool:
+        """Tell whether the state is the one that the log and the leader go on from.
 
-        A state that the leader's will differ from is let go of once the leader has saved its own; until
-        then it may be the only one there is.
+        One that the leader's will differ from is kept until the leader has saved its own: it may be the
+        only one there is.
         """
-        manifest = newest_manifest(self._connection, self._keys, unless=self._newest_snapshot)
-        if manifest is not None:
-            self._newest_snapshot = manifest.snapshot_id
+        manifest = newest_manifest(self._connection, self._keys)
+        if manifest is not None and _name(manifest) != self._known_snapshot:
+            self._known_snapshot = _name(manifest)
             saved, own = manifest.position, self._follower.position
-            if (saved.generation, saved.lost) != (own.generation, own.lost):
-                self._follower.forget()
-                return
+            if self._follower.replaced or (saved.generation, saved.lost) != (own.generation, own.lost):
+                return False
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=0):
                 self._letters.add(folded.dead)
-        elif found is not None:
-            self._follower.forget()
+        return found is None or found.replaced
 
     def _take_over(self) -> None:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
+        found = self._follower.find_break()
+        if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
+            self._follower.forget()
+            self._leadership.release()
+            return
         stream = self._connection.stream_state(self._keys.log)
         self._answers_from = FIRST if stream is None else stream.last_id
         self._timekeeper = Timekeeper(self._clock)
@@ -208,7 +215,9 @@ class Actor:
         """Renew the lease, and see whether the log is still the one we read."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
+        check_partitions(self._connection, self._keys, self._settings.partitions)
         self._look_after_questions()
+        self._saving.check()
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=self._leadership.epoch):
@@ -217,6 +226,7 @@ class Actor:
             self._begin_generation()
         elif found is not None:
             self._follower.accept_loss(found)
+            self._begin_generation()
             self._saving.hurry()  # until it is saved, nobody else can go on from here
             log.error(
                 "Entries of the log were removed before they could be counted",
@@ -300,35 +310,8 @@ class Actor:
             self._follower,
             epoch=self._leadership.epoch,
             clock=self._clock,
-            standing={"status": self._own_status, "books": self._own_status, "producer": self._own_durable},
+            standing=standing_of(self._connection, self._settings, self._leadership, self._follower, self._saving),
         )
-
-    def _own_status(self, question: Question, result: dict[str, Any]) -> None:
-        """Add who answers, and up to where the log was folded."""
-        del question
-        position = self._follower.position
-        result |= {
-            "epoch": self._leadership.epoch,
-            "holder": self._settings.holder,
-            "offset": position.offset.decode(),
-            "entries": position.entries,
-            "generation": position.generation,
-            "lost_entries": position.lost,
-            "snapshot_offset": self._saving.position.offset.decode(),
-        }
-
-    def _own_durable(self, question: Question, result: dict[str, Any]) -> None:
-        """Add which numbers of a producer a committed snapshot covers, and of which log that is true."""
-        producer, durable = question.arguments["producer"], self._saving.durable
-        for epoch, seen in result["epochs"].items():
-            mark = durable.get((producer, int(epoch)), UNKNOWN)
-            seen["durable"] = mark.next_seq
-            seen["durable_ranges"] = [list(span) for span in mark.ranges[:SEEN_RANGES_MAX]]
-        position = self._follower.position
-        result |= {
-            "generation": position.generation,
-            "offset": position.offset.decode(),
-        }
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -347,3 +330,8 @@ class Actor:
             log.warning("Stopped without a word to the next", extra={"action": "stopped", "problem": str(error)})
             return
         log.info("Stopped", extra={"action": "stopped", "offset": self._follower.position.offset.decode()})
+
+
+def _name(manifest: Manifest | None) -> tuple[bytes, int] | None:
+    """Return what tells a snapshot from others, also on a server that has lost its keys and counts anew."""
+    return None if manifest is None else (manifest.snapshot_id, manifest.taken_ms)

@@ -32,13 +32,15 @@ class Position:
     """Say up to where the log has been folded: the last id, and how many entries that were.
 
     ``generation`` grows when the server has replaced the log; 0 means that nobody has led it yet.
-    ``lost`` counts the entries that were removed before anybody could read them.
+    ``lost`` counts the entries that were removed before anybody could read them. ``unbroken`` says that
+    the state is what this log comes to from its first entry on.
     """
 
     offset: bytes
     entries: int
     generation: int = 0
     lost: int = 0
+    unbroken: bool = True
 
 
 class Chunk(NamedTuple):
@@ -74,6 +76,7 @@ class Manifest:
                 "entries": self.position.entries,
                 "generation": self.position.generation,
                 "lost": self.position.lost,
+                "unbroken": self.position.unbroken,
                 "taken_ms": self.taken_ms,
                 "writers": writers,
                 "segments": [
@@ -106,6 +109,7 @@ class Manifest:
                     entries=_whole(manifest["entries"]),
                     generation=_whole(manifest["generation"]),
                     lost=_whole(manifest["lost"]),
+                    unbroken=manifest["unbroken"] is True,
                 ),
                 taken_ms=_whole(manifest["taken_ms"]),
                 segments=[
@@ -138,11 +142,8 @@ def list_manifests(connection: Connection, keys: Keys) -> list[Manifest]:
     return manifests
 
 
-def newest_manifest(connection: Connection, keys: Keys, *, unless: bytes | None = None) -> Manifest | None:
-    """Return the newest manifest; ``None`` when there is none, it is damaged, or its id is ``unless``."""
-    stream = connection.stream_state(keys.snapshots)
-    if stream is None or stream.last_id == unless:
-        return None
+def newest_manifest(connection: Connection, keys: Keys) -> Manifest | None:
+    """Return the newest manifest; ``None`` when there is none, or it is damaged."""
     for entry_id, fields in connection.range(keys.snapshots, count=1, newest_first=True):
         try:
             return Manifest.read(entry_id, fields)

@@ -82,7 +82,8 @@ def _without_gap(connection: Connection, keys: Keys, position: Position, accept_
 def without(position: Position, loss: Break) -> Position:
     """Return the position to go on from after entries that were removed before they were counted."""
     offset = max(position.offset, loss.offset, key=id_pair)
-    return replace(position, offset=offset, entries=position.entries + loss.lost, lost=position.lost + loss.lost)
+    lost = position.lost + loss.lost
+    return replace(position, offset=offset, entries=position.entries + loss.lost, lost=lost, unbroken=False)
 
 
 def check_partitions(connection: Connection, keys: Keys, partitions: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from token_actor.actor.recovery import NOWHERE
 from token_actor.actor.snapshots import SnapshotWriter
 from token_actor.errors import ServerRefused
+from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,6 +39,7 @@ class Saving:
     ) -> None:
         """Prepare; ``begin`` comes with the lease."""
         self.position = NOWHERE
+        self._connection = connection
         self._writer = SnapshotWriter(connection, settings.keys, fenced=leadership.write)
         self._settings = settings
         self._clock = clock
@@ -46,20 +48,32 @@ class Saving:
         self._number = 1
         self._due_ms = 0
         self._pending = NOWHERE
+        self._pending_id = self._newest = (0, 0)
         self._steps: Iterator[None] | None = None
 
     def begin(self, manifest: Manifest | None) -> None:
         """Begin to lead; ``manifest`` is that of the newest snapshot."""
         self.position = NOWHERE if manifest is None else manifest.position
+        self._newest = (0, 0) if manifest is None else id_pair(manifest.snapshot_id)
         self._number = 1
         self._steps = None
         self._writer.forget()
+        if self.saved_all:  # by the leader before, so there may never be a reason to take one of our own
+            _, self._writer.durable = self._follower.ledger.producers.capture()
         self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
 
     def forget(self) -> None:
         """Take a snapshot at once: what the server holds of earlier ones does not fit its log any more."""
         self.hurry()
         self.position = NOWHERE
+
+    def check(self) -> None:
+        """See whether the server still has the newest snapshot, and take another at once if it has not."""
+        if self.position is not NOWHERE:
+            stream = self._connection.stream_state(self._settings.keys.snapshots)
+            if stream is None or id_pair(stream.last_id) < self._newest:
+                log.error("The server has lost the snapshots", extra={"action": "snapshots_lost"})
+                self.forget()
 
     def hurry(self) -> None:
         """Take a snapshot at once."""
@@ -94,7 +108,8 @@ class Saving:
 
     def _begin_snapshot(self) -> None:
         self._pending = self._follower.position
-        snapshot_id = f"{self._leadership.epoch}-{self._number}".encode()
+        self._pending_id = (self._leadership.epoch, self._number)
+        snapshot_id = b"%d-%d" % self._pending_id
         self._number += 1  # also when it fails: nobody knows how far it came
         self._steps = self._writer.write(
             self._follower.ledger,
@@ -111,7 +126,7 @@ class Saving:
         try:
             next(steps)
         except StopIteration:
-            self.position = self._pending
+            self.position, self._newest = self._pending, self._pending_id
             self._follower.replaced = False
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self.position.offset.decode()})
         except ServerRefused as refused:

@@ -22,18 +22,26 @@ class Watermark(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Hold how far an actor is: up to where it folded which log.
+    """Hold how far an actor is: up to where it folded which log, and where that ends.
 
     What an actor does not say only delays the end of a batch.
     """
 
     generation: int | None
     offset: tuple[int, int]
+    log_end: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Progress:
         """Return what an answer to ``producer`` says."""
-        return cls(answer.get("generation"), id_pair(str(answer.get("offset", "0-0")).encode()))
+        offset, log_end = (id_pair(str(answer.get(name, "0-0")).encode()) for name in ("offset", "log_end"))
+        return cls(answer.get("generation"), offset, log_end if "log_end" in answer else None)
+
+    def has_passed(self, batch: Batch) -> bool:
+        """Tell whether the actor will not read the entry that took a batch, or not in that log."""
+        entry = id_pair(batch.entry_id or b"0-0")
+        is_gone = self.log_end is not None and entry > self.log_end  # it ended above that once
+        return batch.generation != self.generation or self.offset >= entry or is_gone
 
 
 def safe_batches(batches: dict[int, Batch], seen: Mapping[str, Any]) -> list[Batch]:
@@ -65,7 +73,7 @@ def batches_to_resend(batches: dict[int, Batch], seen: Mapping[str, Any], progre
             break
         if batch.waiting or _is_seen(batch, seen) is not False:
             continue
-        if batch.generation != progress.generation or progress.offset >= id_pair(batch.entry_id or b"0-0"):
+        if progress.has_passed(batch):
             unseen.append(batch)
     unseen.reverse()
     return unseen

@@ -25,6 +25,7 @@ from token_actor.core.message_ids import MESSAGE_IDS_MAX, MessageIds
 from token_actor.core.recent import EVENTS_MAX, RecentEvents
 from token_actor.core.rows import RowBlocks
 from token_actor.core.series import NAMES_MAX, ROWS_MAX, SeriesTable
+from token_actor.core.setback import set_back
 from token_actor.core.usage import CLAMPED, COUNTS, EXACTNESS, EXACTNESS_MASK, INCONSISTENT, SEPARATOR, UNPRICED
 
 if TYPE_CHECKING:
@@ -174,25 +175,11 @@ class Ledger:
         self.advance(int(self.time.read(np.array([id_ms], dtype=np.int64))[0]))
 
     def tell(self, id_ms: int, now_ms: int, epoch: int) -> None:
-        """Take what the leader of ``epoch`` says the time is, in an entry whose id says ``id_ms``.
-
-        When log time moves back, whatever the ledger took note of later than that happened now.
-        """
-        if not self.time.tell(id_ms, now_ms, epoch):
+        """Take what the leader of ``epoch`` says the time is, in an entry whose id says ``id_ms``."""
+        if self.time.tell(id_ms, now_ms, epoch):
+            set_back(self)
+        else:
             self.advance(self.time.now_ms)
-            return
-        self.log_ms = self.time.now_ms
-        late = np.flatnonzero(self.last_ms > self.log_ms)
-        if len(late):
-            self.row_blocks.change(late)
-            for times in (self.first_ms, self.last_ms):
-                times[late] = np.minimum(times[late], self.log_ms)
-        self.recent.not_after(self.log_ms)
-        self.message_ids.not_after(self.log_ms)
-        self.resets = {
-            scope: replace(base, log_ms=min(base.log_ms, self.log_ms)) for scope, base in self.resets.items()
-        }
-        self.frames.advance(self.log_ms)
 
     def advance(self, log_ms: int) -> None:
         """Move the log time forward to ``log_ms``; here it never moves back.

@@ -87,7 +87,7 @@ def _beginning(connection: Connection, keys: Keys, kept: Sequence[Manifest]) -> 
         ledger = load_snapshot(connection, keys, oldest, None)
         return Recovered(ledger, oldest.position, oldest), f"snapshot {oldest.snapshot_id.decode()} and the log"
     stream = connection.stream_state(keys.log)
-    if generation or stream is None or stream.entries_added > stream.length:
+    if not newest.position.unbroken or stream is None or stream.entries_added > stream.length:
         raise SnapshotError("there is one snapshot of this log, and the log no longer goes back to its start")
     return Recovered(Ledger(None), Position(offset=FIRST, entries=0), None), "the whole log"
 

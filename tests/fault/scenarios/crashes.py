@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.fault.cast import Child, until
 from tests.fault.scenario import Scale, Scenario
+from token_actor.transport.ports import Delete
 
 if TYPE_CHECKING:
     from tests.fault.stage import Stage
@@ -120,6 +121,7 @@ def _snapshot_steps(stage: Stage, scale: Scale) -> None:
 def _leader_paused(stage: Stage, scale: Scale) -> None:
     """Stop the leader where it stands; another one takes over; then the first one goes on."""
     stage.serve()
+    stage.watch_manifests()
     one = stage.start_actor("one")
     leader = stage.await_serving(noted=False)
     for number in (1, 2):
@@ -140,6 +142,7 @@ def _leader_paused(stage: Stage, scale: Scale) -> None:
 def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
     """Stop the leader between the last chunk and the manifest, and let it go on when others have written theirs."""
     stage.serve()
+    stage.watch_manifests()
     for number in (1, 2):
         stage.start_producer(number)
     leader = None
@@ -151,14 +154,36 @@ def _leader_paused_in_a_snapshot(stage: Stage, scale: Scale) -> None:
         other = stage.start_actor("other")
         leader = stage.await_serving(after=leader, since=stopped)
         stage.await_snapshots(other, 2)
+        known = len(paused.actions())
         paused.resume()
+        _await_word(paused, known)
         stage.faults += 1
         stage.await_entries(30)
-        stage.note_manifests()
         stage.await_snapshots(other, 1)
-        stage.note_manifests()
         for actor in (paused, other):
             actor.kill()
+
+
+def _two_leaders(stage: Stage, scale: Scale) -> None:
+    """Take the lease away from a leader that works, so that another one leads beside it until it notices."""
+    stage.serve()
+    stage.watch_manifests()
+    stage.start_actor("one")
+    leader = stage.await_serving(noted=False)
+    stage.start_actor("two")
+    for number in (1, 2):
+        stage.start_producer(number)
+    for _ in range(scale.of(12, 200)):
+        stage.await_entries(stage.random.randrange(1, 60))
+        stage.connection.write([Delete(keys=[stage.keys.leader])])
+        stage.faults += 1
+        stage.await_entries(10)
+        leader = stage.await_serving()
+    stage.notes.append(f"{leader} led at the end")
+
+
+def _await_word(actor: Child, known: int) -> None:
+    until(lambda: len(actor.actions()) > known, "a word of who was paused")
 
 
 def _await_stopped(actor: Child) -> float:
@@ -182,4 +207,5 @@ SCENARIOS: Final = [
         injects="SIGSTOP before the manifest, SIGCONT after those of its successor",
         play=_leader_paused_in_a_snapshot,
     ),
+    Scenario(name="two leaders", injects="the lease deleted under a leader that works", play=_two_leaders),
 ]

@@ -10,7 +10,8 @@ import redis
 
 from tests.fault.cast import until
 from tests.fault.scenario import CannotRunError, Scale, Scenario
-from token_actor.actor.snapshots import SNAPSHOTS_KEPT, list_manifests
+from token_actor.actor.manifests import list_manifests
+from token_actor.actor.snapshots import SNAPSHOTS_KEPT
 from token_actor.transport.ports import Delete, Put
 
 if TYPE_CHECKING:
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 
     from tests.fault.stage import Stage
 
-NEEDS_GENERATIONS: Final = "the actor does not notice that the log is another one: needs log generations"
 DISK_BYTES: Final = 12 << 20  # the data of a short run fits in it several times
 
 
-def _begin(stage: Stage) -> None:
+def _begin(stage: Stage, *, spool: bool = False) -> None:
     stage.serve()
     for number in (1, 2):
-        stage.start_producer(number)
+        if spool:
+            stage.start_spooling_producer(number)
+        else:
+            stage.start_producer(number)
 
 
 def _damaged_snapshots(stage: Stage, scale: Scale) -> None:
@@ -38,8 +41,11 @@ def _damaged_snapshots(stage: Stage, scale: Scale) -> None:
         stage.await_serving(noted=turn > 0)
         until(lambda: len(list_manifests(stage.connection, stage.keys)) >= SNAPSHOTS_KEPT, "enough snapshots")
         actor.kill()
-        for manifest in list_manifests(stage.connection, stage.keys)[: 1 + turn % (SNAPSHOTS_KEPT - 1)]:
-            key = stage.keys.chunk(manifest.snapshot_id, stage.random.randrange(manifest.chunk_count))
+        manifests = list_manifests(stage.connection, stage.keys)
+        spared = {chunk.digest for chunk in manifests[-1].chunks}
+        for manifest in manifests[: 1 + turn % (SNAPSHOTS_KEPT - 1)]:
+            chunk = stage.random.choice([chunk for chunk in manifest.chunks if chunk.digest not in spared])
+            key = stage.keys.chunk(chunk.snapshot_id, chunk.number)
             damaged = damages[turn % len(damages)](stage.connection.get(key) or b"")
             stage.connection.write([Delete(keys=[key]) if damaged is None else Put(key=key, value=damaged)])
             stage.faults += 1
@@ -69,7 +75,9 @@ def _every_snapshot_damaged(stage: Stage, scale: Scale) -> None:
     actor.kill()
     backups = {}
     for manifest in list_manifests(stage.connection, stage.keys):
-        key = stage.keys.chunk(manifest.snapshot_id, 0)
+        key = stage.keys.chunk(manifest.chunks[0].snapshot_id, manifest.chunks[0].number)
+        if key in backups:
+            continue
         backups[key] = stage.connection.get(key) or b""
         stage.connection.write([Put(key=key, value=_flipped(backups[key]))])
         stage.faults += 1
@@ -112,8 +120,7 @@ def _log_replaced(stage: Stage, scale: Scale) -> None:
     stage.start_actor()
     stage.await_serving(noted=False)
     stage.await_entries(30)
-    stage.server.command("RENAME", stage.keys.log, "kept")
-    stage.server.command("SET", stage.keys.log, "not a stream")
+    stage.server.at_once(("RENAME", stage.keys.log, "kept"), ("SET", stage.keys.log, "not a stream"))
     stage.faults += 1
     until(lambda: any("WRONGTYPE" in line for line in stage.producers[1].said()), "a producer that says so")
     stage.server.command("RENAME", "kept", stage.keys.log)
@@ -123,7 +130,7 @@ def _log_replaced(stage: Stage, scale: Scale) -> None:
 def _log_trimmed(stage: Stage, scale: Scale) -> None:
     """Trim the log above what the actor has counted."""
     del scale
-    _begin(stage)
+    _begin(stage, spool=True)
     actor = stage.start_actor()
     stage.await_serving(noted=False)
     stage.await_entries(30)
@@ -133,12 +140,14 @@ def _log_trimmed(stage: Stage, scale: Scale) -> None:
     stage.faults += 1
     actor.resume()
     stage.await_serving(since=time.monotonic())
+    # Else the checks rebuild the state from a snapshot of before the gap, which cannot come to the same.
+    stage.await_snapshots(actor, SNAPSHOTS_KEPT)
 
 
 def _log_deleted(stage: Stage, scale: Scale) -> None:
     """Delete the log while there is something in it that the actor has not counted."""
     del scale
-    _begin(stage)
+    _begin(stage, spool=True)
     actor = stage.start_actor()
     stage.await_serving(noted=False)
     stage.await_entries(30)
@@ -211,7 +220,7 @@ SCENARIOS: Final = [
     ),
     Scenario(name="log replaced", injects="a string in the place of the log", play=_log_replaced),
     Scenario(name="streams replaced", injects="a string in the place of questions and snapshots", play=_replaced),
-    Scenario(name="log trimmed", injects="XTRIM above what is counted", play=_log_trimmed, known=NEEDS_GENERATIONS),
-    Scenario(name="log deleted", injects="DEL of the log", play=_log_deleted, known=NEEDS_GENERATIONS),
+    Scenario(name="log trimmed", injects="XTRIM above what is counted", play=_log_trimmed),
+    Scenario(name="log deleted", injects="DEL of the log", play=_log_deleted),
     Scenario(name="disk full", injects="a full disk under the server", play=_disk_full),
 ]
