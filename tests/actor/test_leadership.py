@@ -132,13 +132,14 @@ class TestTheLease:
         (leader,) = [one for one in candidates if one.epoch]
         assert stage.connection.get(stage.keys.leader) == f"{leader.epoch}:{leader._holder}".encode()
 
-    def test_it_is_held_until_it_is_given_back(self, candidate):
-        first = candidate("a")
-        held = [first.is_held()]
+    def test_whether_it_is_free_can_be_asked_without_taking_it(self, stage, candidate):
+        first, second = candidate("a"), candidate("b")
+        free = [second.is_free(0)]
         first.contend(0)
-        held.append(first.is_held())
+        free.append(second.is_free(0))
         first.release()
-        assert [*held, first.is_held()] == [False, True, False]
+        assert [*free, second.is_free(0)] == [True, False, True]
+        assert stage.connection.get(stage.keys.leader) == b"1:"
 
     @pytest.mark.parametrize("value", [b"", b"nonsense", b"x:b", b"-1:b", b"7:somebody:b"])
     def test_a_lease_that_is_none_of_ours_is_somebody_elses_until_it_was_silent_for_long(self, stage, candidate, value):

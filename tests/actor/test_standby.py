@@ -312,14 +312,18 @@ class TestALogThatWasTrimmedUnderIt:
         standby.step(3)
         assert standby.state == leader.state
 
-    def test_before_it_has_a_state_again_it_does_not_lead(self, stage, leader, standby):
+    def test_when_the_leader_dies_before_it_has_saved_what_the_log_lacks_it_refuses_to_lead(
+        self, stage, leader, standby
+    ):
         for _ in range(10):
             stage.event(input_tokens=1)
         leader.step()
         trim(stage, stage.event(input_tokens=1))
         standby.look()
-        standby.outlast()
+        with pytest.raises(SnapshotError):
+            standby.outlast()
         assert standby.epoch == 0
+        assert stage.connection.get(stage.keys.leader) == b"1:a"
 
     def test_when_nobody_leads_it_refuses(self, stage, leader, standby):
         for _ in range(10):

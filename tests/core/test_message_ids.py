@@ -103,6 +103,28 @@ def test_a_forgotten_id_that_came_again_ages_from_then_on():
     assert ("a" in known, "b" in known, "c" in known) == (True, False, True)
 
 
+def test_ids_of_a_future_that_is_taken_back_age_from_now_on(small_blocks):
+    known = MessageIds(age_ms_max=100)
+    see(known, *"abcde", at_ms=1000)
+    see(known, "f", at_ms=9000)
+    known.not_after(1050)
+    assert see(known, "f", at_ms=1150) == ([0], [])
+    assert [message_id in known for message_id in "aef"] == [False, False, True]
+    assert see(known, "f", at_ms=1151) == ([], [])
+
+
+def test_only_segments_of_the_future_change_when_it_is_taken_back(small_blocks):
+    known = MessageIds()
+    see(known, *"abcd", at_ms=1000)
+    see(known, "e", at_ms=9000)
+    picture = known.capture()
+    before = plain([tree for segment in picture for tree in segment.make()])
+    known.not_after(1000)
+    assert plain([tree for segment in picture for tree in segment.make()]) == before
+    tokens = [(old.token == new.token) for old, new in zip(picture, known.capture(), strict=True)]
+    assert tokens == [True, False]
+
+
 def trees(known):
     return [tree for segment in known.capture() for tree in segment.make()]
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def set_back(ledger: Ledger) -> None:
     """Move the log time of a ledger back to what its clock says."""
-    ledger.frames.fold()  # by the time that was: when somebody folds must never matter
     log_ms = ledger.log_ms = ledger.time.now_ms
     late = np.flatnonzero(ledger.last_ms > log_ms)
     if len(late):
