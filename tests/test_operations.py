@@ -374,7 +374,7 @@ def with_snapshots(deployment, count):
     for _ in range(count):
         deployment.client.record(1, message_id=None, session="s")
         deployment.client.analytics()
-        deployment.restart()
+        deployment.save()
 
 
 def test_without_a_snapshot_there_is_no_state_hash(deployment):
@@ -385,7 +385,7 @@ def test_without_a_snapshot_there_is_no_state_hash(deployment):
     assert found.state_source == "nothing to compare: there is no snapshot yet"
 
 
-@pytest.mark.parametrize(("count", "source"), [(1, "the whole log"), (2, "snapshot 1-1 and the log")])
+@pytest.mark.parametrize(("count", "source"), [(1, "the whole log"), (2, "snapshot 2-1 and the log")])
 def test_the_newest_snapshot_is_what_the_log_comes_to(deployment, count, source):
     with_snapshots(deployment, count)
     found = state_of_snapshots(deployment)
@@ -416,7 +416,7 @@ def test_a_snapshot_that_the_log_does_not_come_to_is_found_out_by_its_segments(d
     assert figures >= {"segment series/0", "segment rows/0", "segment recent/0", "segment head"}
     assert found.state_hash != found.state_hash_replayed
     assert {d.way for d in found.differences if "segment" in d.figure} == {
-        "state rebuilt from snapshot 1-1 and the log"
+        "state rebuilt from snapshot 2-1 and the log"
     }
 
 
