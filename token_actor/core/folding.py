@@ -42,6 +42,7 @@ def fold_idle_sessions(ledger: Ledger, rows_kept: int) -> None:
     _move_counters(ledger, new_rows, len(kept))
     ledger.frames.renumber(new_rows)
     ledger.recent.renumber(new_rows)
+    ledger.limits.forget_rows()
     sessions = {(key.split(SEPARATOR)[0], key.split(SEPARATOR)[_SESSION]) for key in kept}
     ledger.resets = {scope: base for scope, base in ledger.resets.items() if scope in sessions}
 
