@@ -442,4 +442,4 @@ def test_names_of_our_own_can_be_asked_for():
     for model in "abc":
         apply(ledger, event(1, model=model))
     assert ask(ledger, "analytics", selector={"model": OTHER})["requests"] == 2
-    assert queries.QUESTIONS.keys() == {"status", "analytics", "history", "window", "session", "books"}
+    assert queries.QUESTIONS.keys() == {*"status analytics history window session books limits explain".split()}
