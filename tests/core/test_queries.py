@@ -442,4 +442,6 @@ def test_names_of_our_own_can_be_asked_for():
     for model in "abc":
         apply(ledger, event(1, model=model))
     assert ask(ledger, "analytics", selector={"model": OTHER})["requests"] == 2
-    assert queries.QUESTIONS.keys() == {*"status analytics history window session books limits explain".split()}
+    assert queries.QUESTIONS.keys() == {
+        "status", "analytics", "history", "window", "session", "books", "limits", "explain",
+    }  # fmt: skip
