@@ -77,7 +77,7 @@ class BucketCounters:
                 break
             at_expiry = missing - amount * self._scale
             if at_expiry <= self._rate * (expires_ms - now_ms):
-                return max(0, expires_ms - now_ms)
+                return expires_ms - now_ms
             missing = at_expiry
         return -(-missing // self._rate)
 

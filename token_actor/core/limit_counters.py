@@ -17,7 +17,9 @@ All classes have the same methods:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from heapq import nlargest
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from token_actor.core.limit_buckets import BucketCounters
@@ -104,11 +106,9 @@ class ConcurrencyCounters:
     def retry_after_ms(self, scope: int, cost: int, now_ms: int, refunds: Iterable[Refund]) -> int:
         """Return when enough will have expired, if nobody settles or releases before."""
         excess = self._held[scope] + cost - self._limit.amount
-        for expires_ms, _, amount in sorted(refunds):
-            excess -= amount
-            if excess <= 0:
-                return max(0, expires_ms - now_ms)
-        raise AssertionError("what is held is given back when it expires")
+        ends = sorted(refunds)
+        left = list(accumulate(amount for _, _, amount in ends))
+        return ends[bisect_left(left, excess)][0] - now_ms  # what is held is given back when it expires
 
     def hold(self, scope: int, amount: int, now_ms: int) -> int:
         """Take; there are no places."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -101,11 +103,9 @@ class WindowCounters:
                 leaves[self._leaves_ms(bucket)] -= amount
                 leaves[expires_ms] = leaves.get(expires_ms, 0) + amount
         excess = sum(leaves.values()) + cost - self._limit.amount
-        for leaves_ms in sorted(leaves):
-            excess -= leaves[leaves_ms]
-            if excess <= 0:
-                return max(0, leaves_ms - now_ms)
-        raise AssertionError("a cost that can fit fits when nothing else is taken")
+        times_ms = sorted(leaves)
+        left = list(accumulate(leaves[time_ms] for time_ms in times_ms))
+        return times_ms[bisect_left(left, excess)] - now_ms  # a cost that can fit does when nothing else is taken
 
     def _leaves_ms(self, bucket: int) -> int:
         return (bucket + _KEPT) * self._width_ms
