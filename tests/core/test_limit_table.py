@@ -92,6 +92,14 @@ class TestDirectUsage:
 
 
 class TestScopes:
+    def test_counters_are_made_in_the_order_of_the_log_whatever_the_read(self):
+        quota = Quota()
+        quota.use(1, agent="a")
+        quota.use(1, agent="b")
+        put(quota, Limit("l", 100, by=["agent"]))
+        apply(quota.ledger, event(1, agent="b"), event(1, agent="a"))
+        assert list(quota.ledger.limits.meters["l"].scopes) == ["b", "a"]
+
     @pytest.fixture
     def quota(self, monkeypatch):
         monkeypatch.setattr(limit_table, "SCOPES_MAX", 3)

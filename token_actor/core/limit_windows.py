@@ -51,6 +51,8 @@ class WindowCounters:
 
     def _move_to(self, bucket: int) -> None:
         """Make ``bucket`` the newest; what leaves is forgotten."""
+        if bucket <= self._newest:
+            return
         if bucket - self._newest >= _KEPT:
             self._ring[:] = 0
             self._used[:] = 0
@@ -58,7 +60,7 @@ class WindowCounters:
             for entered in range(self._newest + 1, bucket + 1):
                 self._used -= self._ring[entered % _KEPT]
                 self._ring[entered % _KEPT] = 0
-        self._newest = max(bucket, self._newest)
+        self._newest = bucket
         for left in [place for place in self._held if not self._is_kept(place)]:
             for scope, amount in self._held.pop(left).items():
                 self._add_held(scope, -amount)
@@ -94,10 +96,13 @@ class WindowCounters:
 
     def retry_after_ms(self, scope: int, cost: int, now_ms: int, refunds: Iterable[Refund]) -> int:
         """Return when enough has left the window, or been given back."""
-        leaves: dict[int, int] = {}
-        for bucket in range(self._newest - SUB_BUCKETS, self._newest + 1):
-            taken = int(self._ring[bucket % _KEPT, scope]) + self._held.get(bucket, {}).get(scope, 0)
-            leaves[self._leaves_ms(bucket)] = taken
+        used = self._ring[:, scope].tolist()
+        leaves = {
+            self._leaves_ms(bucket): used[bucket % _KEPT]
+            for bucket in range(self._newest - SUB_BUCKETS, self._newest + 1)
+        }
+        for bucket, held in self._held.items():
+            leaves[self._leaves_ms(bucket)] += held.get(scope, 0)
         for expires_ms, bucket, amount in refunds:
             if self._is_kept(bucket) and expires_ms < self._leaves_ms(bucket):
                 leaves[self._leaves_ms(bucket)] -= amount
