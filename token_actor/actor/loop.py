@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from token_actor.actor.continuity import Break
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
@@ -177,7 +178,7 @@ class Actor:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
-        found = self._follower.find_break()
+        found = self._follower.find_break() if self._follower.recovered else Break(replaced=False)
         if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
             self._follower.forget()
             self._leadership.release()
