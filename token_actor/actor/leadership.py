@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from token_actor.errors import LeadershipLost, ServerRefused, TransportError
+from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, TransportError
 from token_actor.transport.ports import Connection, Delete, Expire, Increment, Outcome, Put
 from token_actor.wire.entries import id_pair
 
