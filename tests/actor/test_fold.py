@@ -217,7 +217,9 @@ def entry_lists(draw):
     at_ms, next_seq = START_MS, 0
     for seq in range(draw(st.integers(1, 14))):
         at_ms += draw(st.sampled_from([0, 1, 1, 30_000, 4 * MINUTE_MS, 50 * MINUTE_MS, 5 * HOUR_MS]))
-        kind = draw(st.sampled_from(["batch", "batch", "batch", "single", "json", "bad", "record", "reset", "again", "clock"]))
+        kind = draw(
+            st.sampled_from(["batch", "batch", "batch", "single", "json", "bad", "record", "reset", "again", "clock"])
+        )
         if kind == "batch":
             timed = draw(st.booleans())
             made = draw(st.lists(events(at_ms, timed=timed), min_size=1, max_size=6))

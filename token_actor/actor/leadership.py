@@ -69,10 +69,9 @@ class Leadership:
         self._seen = None
         return self.renew()
 
-    def is_held(self) -> bool:
-        """Tell whether somebody holds the lease, as far as the server knows."""
-        held = self._connection.get(self._keys.leader)
-        return held is not None and not held.endswith(b":")
+    def is_free(self, ticks_ms: int) -> bool:
+        """Look at the lease, and tell whether nobody holds it any more; ``ticks_ms`` as for ``contend``."""
+        return self._is_free(self._connection.get(self._keys.leader), ticks_ms)
 
     def _is_free(self, held: bytes | None, ticks_ms: int) -> bool:
         """Tell whether the lease was given back, never held, or not renewed for as long as we watched."""

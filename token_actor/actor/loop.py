@@ -127,9 +127,12 @@ class Actor:
         manifest = newest_manifest(self._connection, self._keys)
         self._known_snapshot = _name(manifest)
         self._letters.forget()
+        alone = self._leadership.is_free(self._clock.ticks_ms())
         try:
-            recovered = self._follower.recover(alone=not self._leadership.is_held())
+            recovered = self._follower.recover(alone=alone)
         except SnapshotError as error:
+            if alone:
+                raise
             self._await_snapshot(error)
             return
         self._awaits_snapshot = False
@@ -139,11 +142,7 @@ class Actor:
         self._due_ms = 0
 
     def _await_snapshot(self, error: SnapshotError) -> None:
-        """Wait for the leader to save what it has and the log has not. Raises ``error`` when nobody leads."""
-        if not self._leadership.is_held():
-            if self._settings.accept_data_loss:  # the leader is gone since, so the next attempt is on its own
-                return
-            raise error
+        """Wait for the leader to save what it has and the log has not."""
         if not self._awaits_snapshot:
             extra = {"action": "snapshot_awaited", "problem": str(error)}
             log.warning("The leader has to take a snapshot before this process can stand by", extra=extra)
