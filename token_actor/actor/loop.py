@@ -282,7 +282,7 @@ class Actor:
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
         self._keep_time(anything_read=bool(entries))
         if asked := read.get(self._keys.ask):
-            self._desk.take(asked)
+            self._desk.take(asked, self._timekeeper)
         self._desk.answer_ready()
         self._letters.write(self._leadership)
         self._desk.send()
