@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from token_actor.core.ledger import FUTURE_MS_MAX, PAST_MS_MAX
 from token_actor.core.logtime import CLOCKS_AGREE_MS, LEAP_MS_MAX
+from token_actor.core.message_ids import MESSAGE_ID_AGE_MS_MAX
 from token_actor.core.usage import DIMENSIONS, TOKENS_MAX, Event
 
 
@@ -32,7 +33,8 @@ class Oracle:
         self.epoch = 0
         self.events: list[Counted] = []
         self.numbers: dict[tuple[bytes, int], set[int]] = {}
-        self.ids: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.ids: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = {}  # when they came, and with what
+        self.newest_id_ms = 0  # ids age by this, which never moves back
         self.dead: Counter[str] = Counter()
         self.duplicates = 0
         self.reset_at: dict[tuple[str, str], int] = {}
@@ -72,13 +74,16 @@ class Oracle:
         if len(names) != len(DIMENSIONS) or max(counts) > TOKENS_MAX:
             return self.reject("decode" if len(names) != len(DIMENSIONS) else "range")
         scoped = (names[0], event.message_id or "")
-        if event.message_id and scoped in self.ids:
-            if self.ids[scoped] != counts:
-                return self.reject("id_conflict")
-            self.duplicates += 1
-            return "duplicate"
         if event.message_id:
-            self.ids[scoped] = counts
+            now_ms = max(self.log_ms, self.newest_id_ms)
+            came_ms, with_counts = self.ids.get(scoped, (now_ms - MESSAGE_ID_AGE_MS_MAX - 1, ()))
+            if now_ms - came_ms <= MESSAGE_ID_AGE_MS_MAX:
+                if with_counts != counts:
+                    return self.reject("id_conflict")
+                self.duplicates += 1
+                return "duplicate"
+            self.ids[scoped] = (now_ms, counts)
+            self.newest_id_ms = now_ms
         taken = id_ms + self.off_ms
         claimed = taken if event.timestamp_ms in {None, id_ms} else event.timestamp_ms
         event_ms = max(taken - PAST_MS_MAX, min(taken + FUTURE_MS_MAX, claimed))

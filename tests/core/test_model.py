@@ -242,4 +242,4 @@ class LedgerAgainstOracle(RuleBasedStateMachine):
 
 
 def test_the_ledger_answers_what_an_oracle_answers():
-    run_state_machine_as_test(LedgerAgainstOracle, settings=examples(60))
+    run_state_machine_as_test(LedgerAgainstOracle, settings=examples(40))

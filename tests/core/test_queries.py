@@ -445,7 +445,7 @@ def test_names_of_our_own_can_be_asked_for():
         apply(ledger, event(1, model=model))
     assert ask(ledger, "analytics", selector={"model": OTHER})["requests"] == 2
     assert queries.QUESTIONS.keys() == {
-        "status", "analytics", "history", "window", "session", "books", "producer",
+        "status", "analytics", "history", "window", "session", "books", "producer", "limits", "explain",
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.settings import Clock
     from token_actor.actor.standing import Standing
+    from token_actor.actor.timekeeping import Timekeeper
     from token_actor.transport.ports import Connection, Entry
     from token_actor.wire.keys import Keys
 
@@ -133,10 +135,12 @@ class Desk:
         """Tell whether somebody waits who could be answered now."""
         return bool(self._ready)
 
-    def take(self, questions: Sequence[Entry]) -> None:
+    def take(self, questions: Sequence[Entry], timekeeper: Timekeeper) -> None:
         """Take a read of the stream of questions."""
         self.offset = questions[-1][0]
-        self._asked.take(questions, self._clock.ticks_ms())
+        correction_ms = self._follower.ledger.time.correction_ms
+        dated = partial(timekeeper.dated, correction_ms=correction_ms)
+        self._asked.take(questions, self._clock.ticks_ms(), dated)
 
     def trim(self) -> TrimBelow:
         """Return what lets go of the questions that were taken."""

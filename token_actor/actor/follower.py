@@ -65,6 +65,7 @@ class Follower:
         self._settings = settings
         self._entries_per_read = 256
         self._state: Recovered | None = None
+        self._former: Recovered | None = None
         self._trail = Trail()
         self._rejoining: _Rejoining | None = None
         self._lost_up_to = FIRST
@@ -127,6 +128,9 @@ class Follower:
             except SnapshotError:
                 if attempt == _ATTEMPTS_MAX:
                     raise
+        if self._known.manifest is None and self._former is not None:  # the server has lost its snapshots meanwhile
+            self._state = self._former
+        self._former = None
         self.replaced = self.position.lost > self._known.began.lost
         found = find_break(self._connection, self._keys.log, self.position)
         if found is None or not found.replaced:
@@ -143,8 +147,8 @@ class Follower:
         return recover(self._connection, self._keys, settings.bounds, accept_data_loss=accept)
 
     def forget(self) -> None:
-        """Let go of the state, because it cannot be brought up to date."""
-        self._state = None
+        """Let go of the state, because it cannot be brought up to date; it is still better than none at all."""
+        self._former, self._state = self._state, None
 
     # --- the log -------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from token_actor.errors import LeadershipLost, ServerRefused, TransportError
+from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, TransportError
 from token_actor.transport.ports import Connection, Delete, Expire, Increment, Outcome, Put
 from token_actor.wire.entries import id_pair
 
@@ -25,11 +25,15 @@ _LOOKS_PER_LEASE: Final = 4  # one look counts for no more of the lease than thi
 
 
 class Leadership:
-    """Watch, take, keep and give back the lease of one partition. ``epoch`` is 0 until it is held."""
+    """Watch, take, keep and give back the lease of one partition. ``epoch`` is 0 until it is held.
+
+    ``lapses`` counts how often the lease had vanished and was written again: the server may have lost its keys.
+    """
 
     def __init__(self, connection: Connection, keys: Keys, *, holder: str, lease_ms: int) -> None:
         """Prepare to lead as ``holder``, which names this process for people and is unique."""
         self.epoch = 0
+        self.lapses = 0
         self._connection = connection
         self._keys = keys
         self._holder = holder
@@ -145,17 +149,20 @@ class Leadership:
             self.epoch = 0
             return False
         _done(outcomes)
+        self.lapses += 1
         return True
 
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Carry out ``operations`` if this process leads. Raises ``LeadershipLost``; then nothing was done."""
+        """Carry out ``operations`` if this process leads.
+
+        Raises ``LeadershipLost``, and ``ServerUnavailable`` when the lease had vanished; then nothing was done.
+        """
         outcomes = self._connection.write_if(self._keys.leader, self._value, operations)
-        if outcomes is None and self.renew():
-            outcomes = self._connection.write_if(self._keys.leader, self._value, operations)
-        if outcomes is None:
-            self.epoch = 0
-            raise LeadershipLost("somebody else leads this partition now")
-        return outcomes
+        if outcomes is not None:
+            return outcomes
+        if self.renew():  # what is written next may rest on what the server has just lost
+            raise ServerUnavailable("the lease had vanished, and was written again")
+        raise LeadershipLost("somebody else leads this partition now")
 
     def release(self) -> None:
         """Give the lease back, so that the next actor need not wait for it to run out."""

@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from token_actor.actor.continuity import Break, find_break
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
@@ -163,22 +164,29 @@ class Actor:
         only one there is.
         """
         manifest = newest_manifest(self._connection, self._keys)
-        if manifest is not None and _name(manifest) != self._known_snapshot:
-            self._known_snapshot = _name(manifest)
-            saved, own = manifest.position, self._follower.position
-            if self._follower.replaced or (saved.generation, saved.lost) != (own.generation, own.lost):
-                return False
+        if manifest is not None and self._is_better(manifest):
+            return False
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=0):
                 self._letters.add(folded.dead)
         return found is None or found.replaced
 
+    def _is_better(self, manifest: Manifest) -> bool:
+        """Tell whether the leader has saved a state that the one here will never become equal to."""
+        is_new = _name(manifest) != self._known_snapshot
+        self._known_snapshot = _name(manifest)
+        saved, own = manifest.position, self._follower.position
+        if (saved.generation, saved.lost) != (own.generation, own.lost):
+            return is_new
+        fits = saved.entries > 0 and find_break(self._connection, self._keys.log, saved) is None
+        return self._follower.replaced and fits
+
     def _take_over(self) -> None:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
-        found = self._follower.find_break()
+        found = self._follower.find_break() if self._follower.recovered else Break(replaced=False)
         if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
             self._follower.forget()
             self._leadership.release()
@@ -279,7 +287,7 @@ class Actor:
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
         self._keep_time(anything_read=bool(entries))
         if asked := read.get(self._keys.ask):
-            self._desk.take(asked)
+            self._desk.take(asked, self._timekeeper)
         self._desk.answer_ready()
         self._letters.write(self._leadership)
         self._desk.send()
