@@ -251,12 +251,14 @@ class TestTheFence:
         assert leader.epoch == 0
         assert stage.connection.get(stage.keys.chunk(b"1-1", 0)) is None
 
-    def test_a_leader_whose_lease_went_away_writes_it_again_first(self, stage, candidate):
+    def test_a_leader_whose_lease_went_away_writes_nothing_but_that_at_first(self, stage, candidate):
         leader = candidate("a")
         leader.contend(0)
         stage.connection.write([Delete(keys=[stage.keys.leader])])
-        assert leader.write([Increment(key=stage.keys.chunk(b"1-1", 0))]) == [1]
+        with pytest.raises(ServerUnavailable, match="vanished"):
+            leader.write([Increment(key=stage.keys.chunk(b"1-1", 0))])
         assert stage.connection.get(stage.keys.leader) == b"1:a"
+        assert leader.write([Increment(key=stage.keys.chunk(b"1-1", 0))]) == [1]
 
     def test_one_overtaken_between_the_two_writes_nothing(self, stage, candidate):
         leader = candidate("a")
