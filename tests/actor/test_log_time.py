@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.actor.conftest import Stage
@@ -46,7 +48,7 @@ class Fleet:
         """By how much log time differs from the true time."""
         return self.leader.actor._follower.ledger.log_ms - self.true_ms
 
-    def ask(self, kind: str, **arguments: object) -> dict[str, object]:
+    def ask(self, kind: str, **arguments: Any) -> dict[str, object]:
         """Ask the leader."""
         self.stage.ask(kind, **arguments)
         self.leader.step(2)

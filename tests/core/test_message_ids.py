@@ -231,7 +231,7 @@ READS = st.lists(
     st.sets(st.integers(0, 15)), st.sets(st.integers(0, 15)),
 )  # fmt: skip
 @examples(300)
-def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(
+def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(  # noqa: PLR0917 - hypothesis fills them
     reads, ids_max, age_ms_max, forgotten, bits, restarts, set_back
 ):
     with pytest.MonkeyPatch.context() as patch:

@@ -131,8 +131,10 @@ class Follower:
         if self._known.manifest is None and self._former is not None:  # the server has lost its snapshots meanwhile
             self._state = self._former
         self._former = None
-        self.replaced = self.position.lost > self._known.began.lost
         found = find_break(self._connection, self._keys.log, self.position)
+        if found is not None and not found.replaced:
+            self.position = without(self.position, found)  # who must not accept that did not get here
+        self.replaced = self.position.lost > self._known.began.lost
         if found is None or not found.replaced:
             return []
         try:
@@ -148,7 +150,7 @@ class Follower:
 
     def forget(self) -> None:
         """Let go of the state, because it cannot be brought up to date; it is still better than none at all."""
-        self._former, self._state = self._state, None
+        self._former, self._state = self._state or self._former, None
 
     # --- the log -------------------------------------------------------------------------------
 
