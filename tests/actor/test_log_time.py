@@ -44,11 +44,7 @@ class Fleet:
         """By how much log time differs from the true time."""
         return self.leader.actor._follower.ledger.log_ms - self.true_ms
 
-<<<<<<< HEAD
-    def ask(self, kind: str, **arguments: Any) -> dict[str, object]:
-=======
     def ask(self, kind: str, **arguments: Any) -> dict[str, Any]:
->>>>>>> integration
         """Ask the leader."""
         self.stage.ask(kind, **arguments)
         self.leader.step(2)
