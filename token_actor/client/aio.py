@@ -180,6 +180,10 @@ class AsyncFace:
         """Count what a reserved call used."""
         return await self._threads.run(self._sync.settle, _plain(reservation), input_tokens, output_tokens, **more)
 
+    async def settle_estimate(self, reservation: AsyncReservation | str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Charge what was reserved, for a call of which nobody knows what it used."""
+        return await self._threads.run(self._sync.settle_estimate, _plain(reservation), **more)
+
     async def extend(self, reservation: AsyncReservation | str, ttl_s: float, **more: Any) -> bool:  # noqa: ANN401
         """Let a reservation expire ``ttl_s`` from now; return whether it was still open."""
         return await self._threads.run(self._sync.extend, _plain(reservation), ttl_s, **more)
