@@ -165,10 +165,11 @@ def test_coroutines_do_the_same(fleet):
             assert (await second.release(), await client.release(third.id)) == (True, True)
             assert await client.extend(fourth, 60) is True
             assert (await client.settle(fourth, 5))["counted"] is True
+            assert (await client.settle_estimate(await client.reserve(3)))["counted"] is False
             with pytest.raises(RateLimited):
                 await client.reserve(90)
             (limit,) = await client.limits()
-            assert (limit["top"][0]["used"], limit["top"][0]["reserved"]) == (35, 0)
+            assert (limit["top"][0]["used"], limit["top"][0]["reserved"]) == (38, 0)
             assert await client.delete_limit("l") is True
 
     fleet.actor()
