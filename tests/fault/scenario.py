@@ -15,7 +15,7 @@ from tests.fault.stage import SERVING_MS_MAX, Stage
 from token_actor.errors import TokenActorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.fault.cast import ForkServer
 
@@ -33,6 +33,15 @@ class Scale:
     def of(self, short: int, long: int) -> int:
         """Return how often to do something."""
         return short if self.short else long
+
+    def turns(self, stage: Stage, short: int, long: int) -> Iterator[int]:
+        """Count so many turns, as far as the time allows; what was not done for lack of it is noted."""
+        begun = time.monotonic()
+        for turn in range(self.of(short, long)):
+            if time.monotonic() - begun > self.minutes * 60:
+                stage.notes.append(f"{turn} turns of {self.of(short, long)}: the time was up")
+                return
+            yield turn
 
 
 @dataclass(slots=True, kw_only=True)

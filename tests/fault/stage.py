@@ -151,8 +151,18 @@ class Stage:
         self.actors.append(actor)
         return actor
 
-    def await_serving(self, *, after: str | None = None, since: float | None = None, noted: bool = True) -> str:
-        """Wait until somebody else than ``after`` answers; return who, and note how long that took."""
+    def await_serving(
+        self,
+        *,
+        after: str | None = None,
+        since: float | None = None,
+        noted: bool = True,
+        asking_s: float = ASKING_S,
+    ) -> str:
+        """Wait until somebody else than ``after`` answers; return who, and note how long that took.
+
+        ``asking_s`` is the patience of one question; then it is looked whether there is anybody left to answer.
+        """
         since = time.monotonic() if since is None else since
         while True:
             if time.monotonic() - since > 6 * SERVING_MS_MAX / 1000:
@@ -160,7 +170,7 @@ class Stage:
             if not any(actor.alive for actor in self.actors):
                 raise NotSeenError(f"every actor has ended: {self.last_words()}")
             try:
-                status = self.client.status(timeout_s=ASKING_S)
+                status = self.client.status(timeout_s=asking_s)
             except (ActorUnavailable, TransportError):
                 continue
             holder: str = status["holder"]

@@ -36,7 +36,7 @@ def _damaged_snapshots(stage: Stage, scale: Scale) -> None:
     """Flip, tear or remove a chunk of the newest snapshots, but not of the oldest one, while nobody leads."""
     _begin(stage)
     damages: tuple[Callable[[bytes], bytes | None], ...] = (_flipped, _torn, _removed)
-    for turn in range(scale.of(6, 60)):
+    for turn in scale.turns(stage, 6, 60):
         actor = stage.start_actor()
         stage.await_serving(noted=turn > 0)
         until(lambda: len(list_manifests(stage.connection, stage.keys)) >= SNAPSHOTS_KEPT, "enough snapshots")
@@ -140,8 +140,6 @@ def _log_trimmed(stage: Stage, scale: Scale) -> None:
     stage.faults += 1
     actor.resume()
     stage.await_serving(since=time.monotonic())
-    # Else the checks rebuild the state from a snapshot of before the gap, which cannot come to the same.
-    stage.await_snapshots(actor, SNAPSHOTS_KEPT)
 
 
 def _log_deleted(stage: Stage, scale: Scale) -> None:
@@ -174,7 +172,7 @@ def _disk_full(stage: Stage, scale: Scale) -> None:
     stage.start_actor()
     stage.await_serving(noted=False)
     ballast = disk / "ballast"
-    for _ in range(scale.of(2, 20)):
+    for _ in scale.turns(stage, 2, 20):
         stage.await_entries(40)
         _fill(ballast)
         until(lambda: not stage.server.alive or _aof_failed(stage), "a server that notices its full disk")

@@ -39,7 +39,7 @@ def _latency(stage: Stage, scale: Scale) -> None:
         stage.start_producer(number, url=producers.url)
     actor = stage.start_actor(url=actors.url)
     leader = stage.await_serving(noted=False)
-    for _ in range(scale.of(3, 50)):
+    for _ in scale.turns(stage, 3, 50):
         stage.await_entries(20)
         actor.kill()
         killed = time.monotonic()
@@ -58,7 +58,7 @@ def _silence(stage: Stage, scale: Scale, *, half_open: bool) -> None:
     for number in (1, 2):
         stage.start_producer(number)
     links = [first, second]
-    for _ in range(scale.of(3, 30)):
+    for _ in scale.turns(stage, 3, 30):
         stage.await_entries(stage.random.randrange(10, 60))
         if half_open:
             links[0].half_open()
@@ -96,7 +96,7 @@ def _producers_cut_off(stage: Stage, scale: Scale) -> None:
     link = stage.link(server)
     for number in (1, 2):
         stage.start_producer(number, url=link.url)
-    for _ in range(scale.of(1, 20)):
+    for _ in scale.turns(stage, 1, 20):
         stage.await_entries(30)
         link.black_hole()
         _await_accepted_connection(link)
