@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.fault.cast import NotSeenError
-from tests.fault.checker import Verdict, check_bounds, check_counts, check_recovery, check_said, check_state
+from tests.fault.checker import (
+    Verdict,
+    check_bounds,
+    check_counts,
+    check_loss_said,
+    check_recovery,
+    check_said,
+    check_state,
+)
 from tests.fault.stage import SERVING_MS_MAX, Stage
 from token_actor.errors import TokenActorError
 
@@ -84,7 +92,8 @@ class Scenario:
     """Be one scenario: ``play`` injects its faults on a stage; the checks that follow are the same for all.
 
     ``serving_ms`` is the bound of I9. ``long_only`` ones are no part of CI. ``known`` says which fault of the
-    product makes it fail for now. ``logs`` are the actions that somebody must have logged.
+    product makes it fail for now. ``logs`` are the actions that somebody must have logged. ``loss_said_by`` is the
+    action without which a loss is silent; with it, what was damaged beyond repair may be lost.
     """
 
     name: str
@@ -94,6 +103,7 @@ class Scenario:
     long_only: bool = False
     known: str | None = None
     logs: frozenset[str] = frozenset()
+    loss_said_by: str | None = None
 
     def run(
         self, forks: ForkServer, *, seed: int = SEED, scale: Scale | None = None, planted: str | None = None
@@ -111,6 +121,8 @@ class Scenario:
                     stage.stop_producers()
                     stage.drain()
                     check_counts(stage.client, stage.truths(), verdict)
+                    if self.loss_said_by is not None:
+                        check_loss_said(stage, self.loss_said_by, verdict)
                     check_state(stage, verdict)
                     check_recovery(stage.recovery_ms, self.serving_ms, verdict)
                     check_said(stage, self.logs, verdict)
