@@ -40,6 +40,7 @@ class Verdict:
     events: int = 0
     lost: int = 0
     twice: int = 0
+    stale: int = 0  # manifests of leaders of the past that were accepted
     violations: list[str] = field(default_factory=list)
     forgiven: bool = False  # somebody has said what is lost
 
@@ -174,9 +175,11 @@ def check_manifests(stage: Stage, verdict: Verdict) -> None:
     seen = sorted(stage.manifests.items(), key=lambda item: id_pair(item[0]))
     for snapshot_id, _ in seen:
         if id_pair(snapshot_id)[0] > top:
+            verdict.stale += 1
             verdict.note("I7", f"snapshot {snapshot_id!r} has an epoch that nobody was given; the last was {top}")
     for (older, older_end), (newer, newer_end) in pairwise(seen):
         if id_pair(newer_end) < id_pair(older_end):
+            verdict.stale += 1
             verdict.note("I7", f"snapshot {newer!r} ends before {older!r}, which it follows")
 
 

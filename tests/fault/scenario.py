@@ -62,6 +62,7 @@ class Outcome:
     events: int = 0
     lost: int = 0
     twice: int = 0
+    stale: int = 0
     recovery_ms: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -136,14 +137,14 @@ class Scenario:
                     verdict.violations.append(broken)
                 outcome.faults, outcome.recovery_ms, outcome.notes = stage.faults, stage.recovery_ms, stage.notes
                 outcome.events, outcome.lost, outcome.twice = verdict.events, verdict.lost, verdict.twice
-                outcome.violations = verdict.violations
+                outcome.stale, outcome.violations = verdict.stale, verdict.violations
         finally:
             outcome.seconds = time.monotonic() - begun
             shutil.rmtree(directory, ignore_errors=True)
         return outcome
 
 
-HEADINGS: Final = ("scenario", "faults", "events", "lost", "twice", "over-grant", "p50 ms", "p99 ms", "s", "")
+HEADINGS: Final = ("scenario", "faults", "events", "lost", "twice", "stale", "p50 ms", "p99 ms", "s", "")
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -167,7 +168,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.events),
         str(outcome.lost),
         str(outcome.twice),
-        "n/a",  # reservations do not exist yet
+        str(outcome.stale),
         *("-" if each is None else f"{each:.0f}" for each in recovery),
         f"{outcome.seconds:.1f}",
         f"skipped: {outcome.skipped}" if outcome.skipped else "held" if outcome.held else "BROKEN",
