@@ -21,7 +21,7 @@ from token_actor.transport.ports import FIRST
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from token_actor.transport.ports import Connection
@@ -42,8 +42,20 @@ ACTOR_SETTINGS: Final = {
 class Stage:
     """Hold everything one scenario has started, and end all of it with the block."""
 
-    def __init__(self, forks: ForkServer, directory: Path, *, seed: int, planted: str | None = None) -> None:
-        """Prepare an empty stage; ``planted`` is the bug that every process here runs with."""
+    def __init__(
+        self,
+        forks: ForkServer,
+        directory: Path,
+        *,
+        seed: int,
+        planted: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare an empty stage; ``planted`` is the bug that every process here runs with.
+
+        ``settings`` are those of all actors, unless a scenario says otherwise.
+        """
+        self._settings = dict(settings or {})
         self.directory = directory
         self.random = Random(seed)
         self.keys = Keys(NAMESPACE)
@@ -138,16 +150,26 @@ class Stage:
     # --- actors ------------------------------------------------------------------------------------
 
     def start_actor(
-        self, name: str = "actor", *, url: str | None = None, failpoint: dict[str, Any] | None = None, **settings: Any
+        self,
+        name: str = "actor",
+        *,
+        url: str | None = None,
+        failpoint: dict[str, Any] | None = None,
+        alone_with: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> Child:
-        """Start an actor."""
+        """Start an actor; with an environment of its own it is no fork, and takes a second."""
         spec = {
             "url": url or self.server.url,
             "namespace": NAMESPACE,
-            "settings": {**ACTOR_SETTINGS, **settings},
+            "settings": {**ACTOR_SETTINGS, **self._settings, **settings},
             "failpoint": failpoint,
         }
-        actor = self._forks.start(self.directory / f"{name}.log", role="actor", spec=spec, env=self._env)
+        said = self.directory / f"{name}.log"
+        if alone_with is None:
+            actor = self._forks.start(said, role="actor", spec=spec, env=self._env)
+        else:
+            actor = self._forks.start_alone(said, "actor", spec, env={**self._env, **alone_with})
         self.actors.append(actor)
         return actor
 
