@@ -36,7 +36,8 @@ FAKETIMES: Final = (  # where distributions and people put it
     "/usr/local/lib/faketime/libfaketimeMT.so.1",
 )
 ALONE: Final = (  # a process that is no fork, because what is loaded before it starts is its fault
-    "import json, sys; from tests.fault.forkserver import ROLES; sys.exit(ROLES[sys.argv[1]](json.loads(sys.argv[2])))"
+    "import json, sys; from tests.fault.forkserver import ROLES, hold_signals; hold_signals();"
+    "sys.exit(ROLES[sys.argv[1]](json.loads(sys.argv[2])))"
 )
 SERVER_OPTIONS: Final = {
     "bind": HOST,
@@ -230,6 +231,7 @@ class Server:
         self.data_dir = data_dir
         self.options = {**SERVER_OPTIONS, **{name.replace("_", "-"): value for name, value in options.items()}}
         self.env: dict[str, str] = {}
+        self.under: Sequence[str] = ()  # a program that runs it
         self.port = _free_port()
         self.process: Child | None = None
 
@@ -249,7 +251,7 @@ class Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         config = "".join(f"{name} {value}\n" for name, value in {**self.options, "port": str(self.port)}.items())
         (self.data_dir / "valkey.conf").write_text(config)
-        argv = [str(_binary()), "valkey.conf"]
+        argv = [*self.under, str(_binary()), "valkey.conf"]
         self.process = self._forks.start(
             self.data_dir.with_suffix(".log"), env=self.env, argv=argv, cwd=str(self.data_dir)
         )

@@ -23,7 +23,7 @@ from tests.fault.stage import SERVING_MS_MAX, Stage
 from token_actor.errors import TokenActorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.fault.cast import ForkServer
 
@@ -107,14 +107,23 @@ class Scenario:
     loss_said_by: str | None = None
 
     def run(
-        self, forks: ForkServer, *, seed: int = SEED, scale: Scale | None = None, planted: str | None = None
+        self,
+        forks: ForkServer,
+        *,
+        seed: int = SEED,
+        scale: Scale | None = None,
+        planted: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Outcome:
-        """Play it on a stage of its own, then stop the faults, drain, and check everything."""
+        """Play it on a stage of its own, then stop the faults, drain, and check everything.
+
+        ``settings`` are those of all actors, unless the scenario says otherwise.
+        """
         outcome = Outcome(name=self.name, seed=seed)
         directory = Path(tempfile.mkdtemp(prefix="token-actor-fault-"))
         begun = time.monotonic()
         try:
-            with Stage(forks, directory, seed=seed, planted=planted) as stage:
+            with Stage(forks, directory, seed=seed, planted=planted, settings=settings) as stage:
                 verdict = Verdict()
                 try:
                     self.play(stage, scale or Scale())

@@ -21,7 +21,7 @@ from token_actor.transport.ports import FIRST
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from token_actor.transport.ports import Connection
@@ -91,9 +91,11 @@ class Stage:
 
     # --- the server --------------------------------------------------------------------------------
 
-    def serve(self, name: str = "server", **options: str) -> Server:
+    def serve(self, name: str = "server", *, under: Sequence[str] = (), **options: str) -> Server:
         """Start a server; the first one is the one that everything else uses unless told otherwise."""
-        server = self.new_server(name, **options).start()
+        server = self.new_server(name, **options)
+        server.under = under
+        server.start()
         if len(self._servers) == 1:
             self.server = server
         return server
@@ -266,9 +268,12 @@ class Stage:
             "journal": str(self._journal(number)),
         }
         said = self.directory / f"producer-{number}.log"
-        self.producers[number] = self._forks.start(
-            said, role="producer", spec=full, env={**self._env, PRODUCER: str(number)}
-        )
+        env = {**self._env, PRODUCER: str(number)}
+        if under := full.pop("under", None):
+            child = self._forks.start_alone(said, "producer", full, env=env, under=under)
+        else:
+            child = self._forks.start(said, role="producer", spec=full, env=env)
+        self.producers[number] = child
         return self.producers[number]
 
     def _journal(self, number: int) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from tests.fault.cast import until
 from tests.fault.scenario import Scale, Scenario
 from tests.fault.scenarios.damage import fill, mount_small_disk
+from tests.fault.syncs import promises, replies, tracing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,6 +135,24 @@ def _disk_full(stage: Stage, scale: Scale) -> None:
         stage.await_accepted(1, 100)
 
 
+def _synced(stage: Stage, scale: Scale) -> None:
+    """Look at the very calls of a producer and of the server: what they promise has been synced before."""
+    del scale
+    stage.serve(under=tracing(stage.directory / "server.trace"))
+    stage.start_actor()
+    stage.await_serving(noted=False)
+    stage.start_spooling_producer(1, promise="spool", under=tracing(stage.directory / "producer.trace"))
+    stage.await_accepted(1, 1_000)
+    for who, found in (
+        ("the producer", promises(stage.directory / "producer.trace")),
+        ("the server", replies(stage.directory / "server.trace")),
+    ):
+        made, synced = found
+        stage.notes.append(f"{who} promised {made} times, {synced} times what was on the disk")
+        if not made or synced < made:
+            stage.broken.append(f"I1: {who} promised {made} times, but only {synced} times what was on the disk")
+
+
 SCENARIOS: Final = [
     Scenario(
         name="producer killed, spool",
@@ -148,4 +167,5 @@ SCENARIOS: Final = [
         loss_said_by="spool_damaged",
     ),
     Scenario(name="spool disk full", injects="a full disk under the spool", play=_disk_full),
+    Scenario(name="synced", injects="nothing: strace looks whether promises are on the disk", play=_synced),
 ]
