@@ -74,13 +74,14 @@ def check_counts(client: Questions, truths: Sequence[Truth], verdict: Verdict) -
 
 
 def _blocks(client: Questions) -> dict[tuple[str | None, str | None], dict[str, int]]:
-    answer = client.analytics(["agent", "session"])
-    assert not answer["groups_omitted"], "more blocks than one answer holds"
-    return {
-        (group["agent"], group["session"]): {name: group[name] for name in SUMMED}
-        for group in answer["groups"]
-        if group["requests"]
-    }
+    found = {}
+    for agent in client.analytics("agent")["groups"]:
+        answer = client.analytics("session", agent=agent["agent"])
+        assert not answer["groups_omitted"], "more blocks than one answer holds"
+        for group in answer["groups"]:
+            if group["requests"]:
+                found[agent["agent"], group["session"]] = {name: group[name] for name in SUMMED}
+    return found
 
 
 def _single_events(

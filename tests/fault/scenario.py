@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -23,7 +24,7 @@ from tests.fault.stage import SERVING_MS_MAX, Stage
 from token_actor.errors import TokenActorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.fault.cast import ForkServer
 
@@ -33,14 +34,18 @@ SHOWN: Final = 6  # broken promises of one scenario below the table; --json has 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Say how much to inject: ``short`` for every CI run, else for as long as ``minutes`` allow."""
+    """Say how much to inject: ``short`` for every CI run, else for as long as ``minutes`` allow.
+
+    A long run may be one of ``parts`` that are made beside each other.
+    """
 
     short: bool = True
     minutes: float = 20.0
+    parts: int = 1
 
     def of(self, short: int, long: int) -> int:
         """Return how often to do something."""
-        return short if self.short else long
+        return short if self.short else -(-long // self.parts)
 
     def turns(self, stage: Stage, short: int, long: int) -> Iterator[int]:
         """Count so many turns, as far as the time allows; what was not done for lack of it is noted."""
@@ -151,6 +156,31 @@ class Scenario:
             outcome.seconds = time.monotonic() - begun
             shutil.rmtree(directory, ignore_errors=True)
         return outcome
+
+
+def add_row(rows: Path, outcome: Outcome) -> None:
+    """Add what a scenario came to to a file, as one line in one write: others may do the same."""
+    with rows.open("ab", buffering=0) as file:
+        file.write(json.dumps(asdict(outcome)).encode() + b"\n")
+
+
+def read_rows(rows: Path) -> list[Outcome]:
+    """Return what a file holds."""
+    return [Outcome(**json.loads(line)) for line in rows.read_text().splitlines()]
+
+
+def merged(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return one outcome per name: those of parts that ran beside each other, or again with other seeds, as one."""
+    found: dict[str, Outcome] = {}
+    for each in outcomes:
+        into = found.setdefault(each.name, Outcome(name=each.name, seed=each.seed))
+        for name in ("faults", "events", "lost", "twice", "stale", "seconds"):
+            setattr(into, name, getattr(into, name) + getattr(each, name))
+        into.recovery_ms += each.recovery_ms
+        into.notes += each.notes
+        into.violations += [f"{violation} (seed {each.seed})" for violation in each.violations]
+        into.skipped = into.skipped or each.skipped
+    return list(found.values())
 
 
 HEADINGS: Final = ("scenario", "faults", "events", "lost", "twice", "stale", "p50 ms", "p99 ms", "s", "")

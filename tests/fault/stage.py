@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAMESPACE: Final = "fault"
 SPOOL_S: Final = 30.0  # a lost batch is noticed by the next question of its owner, and deleted after the next snapshot
 ASKING_S: Final = 2.0  # then it is looked whether there is anybody left to answer
+COUNTED_S: Final = 600.0  # ten million events on a machine that does much else
 SERVING_MS_MAX: Final = 10_000  # I9, unless a scenario says otherwise
 # Small, so that everything that an actor does from time to time happens between two faults.
 ACTOR_SETTINGS: Final = {
@@ -265,7 +266,7 @@ class Stage:
             "namespace": NAMESPACE,
             **spec,
             "number": number,
-            "journal": str(self._journal(number)),
+            "journal": str(self.journal(number)),
         }
         said = self.directory / f"producer-{number}.log"
         env = {**self._env, PRODUCER: str(number)}
@@ -276,18 +277,20 @@ class Stage:
         self.producers[number] = child
         return self.producers[number]
 
-    def _journal(self, number: int) -> Path:
+    def journal(self, number: int) -> Path:
+        """Return where a producer writes down the truth; the test itself may be one."""
+        self._specs.setdefault(number, {})
         return self.directory / f"producer-{number}.truth"
 
     def truths(self) -> list[Truth]:
         """Return what every producer has written down so far."""
-        return [Truth.read(number, self._journal(number)) for number in sorted(self._specs)]
+        return [Truth.read(number, self.journal(number)) for number in sorted(self._specs)]
 
     def await_accepted(self, number: int, more: int) -> None:
         """Wait until a producer has been promised so many events more."""
 
         def accepted() -> int:
-            return int(Truth.read(number, self._journal(number)).accepted.sum())
+            return int(Truth.read(number, self.journal(number)).accepted.sum())
 
         target = accepted() + more
         until(lambda: accepted() >= target, f"{more} more events of producer {number}", poll_s=0.01)
@@ -321,6 +324,17 @@ class Stage:
         state = self.connection.stream_state(self.keys.log)
         if state is not None:
             until(lambda: self._offset() >= _pair(state.last_id.decode()), "the log counted to its end", poll_s=0.02)
+
+    def await_counted(self, events: int) -> None:
+        """Wait until so many events are counted."""
+        with suppress(ActorUnavailable):  # nobody leads yet
+            self.await_serving(noted=False)
+        until(
+            lambda: self.client.analytics(stale_ok=True, timeout_s=COUNTED_S)["requests"] >= events,
+            f"{events} events counted",
+            COUNTED_S,
+            poll_s=0.5,
+        )
 
     def _offset(self) -> tuple[int, int]:
         return _pair(self.client.status()["offset"])

@@ -24,7 +24,7 @@ _ATTEMPT, _PROMISE = r'"\1\0', r'"\2\0'  # how the records of a producer's journ
 
 
 def tracing(trace: Path) -> list[str]:
-    """Return the beginning of a command line that traces its rest. Raises ``CannotRunError`` where that is not possible."""
+    """Return the beginning of a command line that traces its rest. Raises ``CannotRunError`` if it cannot."""
     strace = shutil.which("strace")
     if strace is None:
         raise CannotRunError("strace is not installed")
