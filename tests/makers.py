@@ -15,6 +15,7 @@ from token_actor.core.queries import answer
 from token_actor.core.snapshot import Capture
 from token_actor.core.usage import COUNTS, DIMENSIONS, SEPARATOR, UNPRICED, Event, series_key
 from token_actor.wire.batches import encode_batch
+from token_actor.wire.clock import ClockEntry
 from token_actor.wire.codec import pack, pack_tree, unpack_trees
 from token_actor.wire.messages import encode_command
 
@@ -64,6 +65,17 @@ def columns(*events: Event, log_ms: int = START_MS) -> Columns:
 def apply(ledger: Ledger, *events: Event, log_ms: int = START_MS) -> list[tuple[str, str]]:
     """Count events; return reason and detail of those that cannot be counted."""
     return [(rejection.reason, rejection.detail) for rejection in ledger.apply(columns(*events, log_ms=log_ms))]
+
+
+def tell(ledger: Ledger, *times_ms: int) -> None:
+    """Let a leader tell a ledger what time it is, so that what comes next is no leap."""
+    for time_ms in times_ms:
+        ledger.tell(time_ms, now_ms=time_ms, epoch=1)
+
+
+def clock_entry(now_ms: int, *, epoch: int = 1, at_ms: int = START_MS, seq: int = 0) -> tuple[bytes, list[bytes]]:
+    """Return the log entry in which a leader says what time it is."""
+    return entry(ClockEntry(now_ms, epoch).encode(), b"t", at_ms=at_ms, seq=seq)
 
 
 def ask(ledger: Ledger, kind: str, now_ms: int = 0, **arguments: Any) -> dict[str, Any]:

@@ -4,12 +4,15 @@
 to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
 """
 
+from token_actor.client.limits import Reservation
+from token_actor.core.limits import Limit
 from token_actor.errors import (
     ActorUnavailable,
     BufferFull,
     InvalidQuestion,
     InvalidValue,
     LogUnavailable,
+    RateLimited,
     RateLimitExceeded,
     TokenActorError,
     TokenManagerException,
@@ -25,8 +28,11 @@ __all__ = [
     "BufferFull",
     "InvalidQuestion",
     "InvalidValue",
+    "Limit",
     "LogUnavailable",
     "RateLimitExceeded",
+    "RateLimited",
+    "Reservation",
     "TokenActorError",
     "TokenClient",
     "TokenManager",

@@ -10,6 +10,7 @@
     ├── BadEntry                        the sender's: bytes in a stream that cannot be applied
     ├── ActorUnavailable                the deployment's: no answer within the deadline
     │   └── LogUnavailable              the deployment's: not in the log within the deadline
+    ├── RateLimited                     nobody's: a limit has no room for this call now
     ├── BufferFull                      the deployment's: the log has been away for too long
     │   └── SpoolFull                   the deployment's: the spool on disk has no room
     ├── SpoolError                      the disk's: a spool could not be read or written
@@ -100,6 +101,24 @@ class LogUnavailable(ActorUnavailable):
     def __init__(self, message: str, *, timeout_s: float, pending: int) -> None:
         super().__init__(message, timeout_s=timeout_s)
         self.pending = pending
+
+
+class RateLimited(TokenActorError):  # noqa: N818 - the name is part of the public contract
+    """Say that ``limit`` has no room for a call now, and when to try again.
+
+    ``retry_after_s`` is how long to wait if nobody else uses or gives back anything, ``None`` when the
+    call can never fit. ``used``, ``reserved`` and ``remaining`` are in the unit of the limit.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None, limit: str, used: int, reserved: int, remaining: int
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.limit = limit
+        self.used = used
+        self.reserved = reserved
+        self.remaining = remaining
 
 
 class BufferFull(TokenActorError):  # noqa: N818 - reads as a sentence where it is raised

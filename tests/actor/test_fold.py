@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.makers import (
+    DAY_MS,
     HOUR_MS,
     MINUTE_MS,
     OTHER_PRODUCER,
@@ -17,6 +18,7 @@ from tests.makers import (
     START_MS,
     ask,
     batch_entry,
+    clock_entry,
     command_entry,
     entry,
     event,
@@ -215,7 +217,9 @@ def entry_lists(draw):
     at_ms, next_seq = START_MS, 0
     for seq in range(draw(st.integers(1, 14))):
         at_ms += draw(st.sampled_from([0, 1, 1, 30_000, 4 * MINUTE_MS, 50 * MINUTE_MS, 5 * HOUR_MS]))
-        kind = draw(st.sampled_from(["batch", "batch", "batch", "single", "json", "bad", "record", "reset", "again"]))
+        kind = draw(
+            st.sampled_from(["batch", "batch", "batch", "single", "json", "bad", "record", "reset", "again", "clock"])
+        )
         if kind == "batch":
             timed = draw(st.booleans())
             made = draw(st.lists(events(at_ms, timed=timed), min_size=1, max_size=6))
@@ -234,6 +238,9 @@ def entry_lists(draw):
             request_id = draw(st.sampled_from("1234"))
             fields = fields_of(draw(events(at_ms)))
             entries.append(command_entry("record", event=fields, request_id=request_id, at_ms=at_ms, seq=seq))
+        elif kind == "clock":
+            now_ms = at_ms + draw(st.sampled_from([0, 3000, -9000, HOUR_MS, -HOUR_MS, 50 * HOUR_MS, -50 * HOUR_MS]))
+            entries.append(clock_entry(now_ms, epoch=draw(st.integers(1, 2)), at_ms=at_ms, seq=seq))
         elif kind == "reset":
             scope = {"tenant": "default", "session": draw(NAMES["session"])}
             entries.append(
@@ -287,7 +294,7 @@ def test_nor_does_the_fold_of_a_long_log_in_which_every_bound_is_met(seed, monke
     entries: list[Any] = []
     at_ms = START_MS
     for seq in range(600):
-        at_ms += rng.choice((0, 1, 1000, MINUTE_MS, 20 * MINUTE_MS))
+        at_ms += rng.choice((0, 1, 1000, MINUTE_MS, 20 * MINUTE_MS, 2 * HOUR_MS if seq % 50 == 0 else 0))
         made = [
             event(
                 rng.randrange(3),
@@ -305,6 +312,9 @@ def test_nor_does_the_fold_of_a_long_log_in_which_every_bound_is_met(seed, monke
             entries.append(
                 command_entry("record", event=fields, request_id=str(rng.randrange(200)), at_ms=at_ms, seq=seq)
             )
+        elif rng.random() < 0.05:
+            now_ms = at_ms + rng.choice((0, 0, -9000, HOUR_MS, 2 * DAY_MS, -2 * DAY_MS))
+            entries.append(clock_entry(now_ms, epoch=rng.randrange(1, 4), at_ms=at_ms, seq=seq))
         elif rng.random() < 0.1:
             scope = {"tenant": rng.choice(("default", "t")), "session": f"s{seq // 20 - rng.randrange(5)}"}
             entries.append(command_entry("reset", scope, request_id=f"r{seq}", at_ms=at_ms, seq=seq))

@@ -23,10 +23,11 @@ from token_actor.actor.snapshots import (
     load_snapshot,
 )
 from token_actor.core import recent
+from token_actor.core.snapshot import STATE_VERSION
 from token_actor.errors import ServerRefused, ServerUnavailable, SnapshotError
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import Append, Delete, DeleteEntries, Put, TrimBelow
-from token_actor.wire.codec import pack
+from token_actor.wire.codec import pack, pack_tree
 
 AT = Position(offset=b"7-1", entries=3, generation=2, lost=5)
 
@@ -148,16 +149,15 @@ class TestTaking:
     def test_a_state_that_is_whole_and_makes_no_sense_is_refused(self, stage):
         stage.event(input_tokens=1)
         manifest = take(stage)
-        chunk = snapshots.pack_state({"value": "nonsense"})
-        stage.connection.write([Put(key=stage.keys.chunk(b"1-1", n), value=chunk) for n in range(50)])
-        digests = [(name, [digest_of(chunk)]) for name, _ in manifest.segments]
-        with pytest.raises(SnapshotError, match="version 'nonsense'"):
-            load_snapshot(stage.connection, stage.keys, replace(manifest, segments=digests), None)
-        version = snapshots.pack_state({"value": 1})
-        stage.connection.write([Put(key=stage.keys.chunk(b"1-1", 0), value=version)])
-        only = replace(manifest, segments=[("version", [digest_of(version)])])
-        with pytest.raises(SnapshotError, match="^the snapshot 1-1 cannot be read: KeyError"):
-            load_snapshot(stage.connection, stage.keys, only, None)
+        for head, problem in (
+            ({"version": "nonsense"}, "version 'nonsense'"),
+            ({"version": STATE_VERSION}, "^the snapshot 1-1 cannot be read: KeyError"),
+        ):
+            data = pack_tree(head)
+            stage.connection.write([Put(key=stage.keys.chunk(b"1-1", 0), value=data)])
+            senseless = [(name, [Chunk(b"1-1", 0, digest_of(data))]) for name, _ in manifest.segments]
+            with pytest.raises(SnapshotError, match=problem):
+                load_snapshot(stage.connection, stage.keys, replace(manifest, segments=senseless), None)
 
     def test_a_snapshot_is_loaded_as_it_was_taken(self, stage):
         stage.batch(100, input_tokens=3, agent="a", message_id=None)
@@ -354,7 +354,7 @@ class TestSharing:
     def test_what_is_durable_is_what_the_last_committed_one_holds(self, memory_stage, more):
         assert more.writer.durable == {}
         more()
-        assert dict(more.writer.durable) == {(bytes(16), 0): 10}
+        assert {key: mark.next_seq for key, mark in more.writer.durable.items()} == {(bytes(16), 0): 10}
         memory_stage.batch(5, input_tokens=1)
         replay(memory_stage.connection, memory_stage.keys, more.state, epoch=1, on_read=nobody)
         steps = begin(memory_stage, more.state, b"1-9", more.writer)
@@ -362,9 +362,9 @@ class TestSharing:
         memory_stage.batch(7, input_tokens=1)
         replay(memory_stage.connection, memory_stage.keys, more.state, epoch=1, on_read=nobody)
         while len(memory_stage.snapshots()) == 1:
-            assert more.writer.durable[(bytes(16), 0)] == 10
+            assert more.writer.durable[(bytes(16), 0)].next_seq == 10
             next(steps)
-        assert more.writer.durable[(bytes(16), 0)] == 15
+        assert more.writer.durable[(bytes(16), 0)].next_seq == 15
 
     def test_manifests_trims_and_deletions_are_fenced_and_chunks_are_not(self, memory_stage, more):
         fenced = Recorder(memory_stage.connection)

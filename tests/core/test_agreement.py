@@ -13,7 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.makers import START_MS, ask, batch_entry, command_entry, event, examples, fields_of, json_entry, single_entry
+from tests.makers import (
+    HOUR_MS,
+    START_MS,
+    ask,
+    batch_entry,
+    command_entry,
+    event,
+    examples,
+    fields_of,
+    json_entry,
+    single_entry,
+    tell,
+)
 from token_actor.actor.fold import fold
 from token_actor.core.analytics import SessionFigures, SessionRules, history_entry, predict_overflow, session_analytics
 from token_actor.core.export import FORMATS, export_metrics, summary_text
@@ -33,6 +45,12 @@ class SessionOfTheFleet:
         self.ledger = Ledger(bounds)
         self.now_ms = START_MS
         self.sequence = 0
+
+    def wait(self, wait_ms):
+        """Let time pass; the leader tells the log when it is long."""
+        self.now_ms += wait_ms
+        if wait_ms >= HOUR_MS:
+            tell(self.ledger, self.now_ms)
 
     def append(self, entry):
         return fold(self.ledger, [entry], epoch=1)
@@ -120,7 +138,7 @@ def manager_at(fleet):
 def perform(step: tuple[Any, ...], manager: TokenManager, fleet: SessionOfTheFleet) -> None:
     """Do one step to both, and compare what they return."""
     if step[0] == "wait":
-        fleet.now_ms += step[1] * EIGHTH_MS
+        fleet.wait(step[1] * EIGHTH_MS)
     elif step[0] == "other":
         fleet.append(batch_entry(event(7, **step[1]), at_ms=fleet.now_ms, first_seq=fleet.sequence))
         fleet.sequence += 1

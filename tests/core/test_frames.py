@@ -151,6 +151,31 @@ def test_the_books_of_nothing_are_zero():
     )
 
 
+def jumped(*, asked):
+    """Return frames whose log time was a day ahead for a while; they may have been asked meanwhile."""
+    frames = FrameSet(retention_ms=SHORT)
+    add(frames, (1, START_MS, 1), (2, START_MS + HOUR_MS, 2))
+    frames.advance(START_MS + DAY_MS)
+    if asked:
+        frames.fold()
+    frames.advance(START_MS + 2 * HOUR_MS)
+    add(frames, (1, START_MS, 4), (1, START_MS + 2 * HOUR_MS, 8))
+    return frames
+
+
+def test_what_time_makes_too_old_is_gone_also_when_it_moves_back_before_anybody_asks():
+    early, late = jumped(asked=True), jumped(asked=False)
+    assert plain((trees(late), late.rest())) == plain((trees(early), early.rest()))
+
+
+def test_a_resolution_is_not_complete_again_because_time_moved_back():
+    frames = jumped(asked=False)
+    assert frames.oldest_kept("minute") == START_MS + DAY_MS - 10 * MINUTE_MS
+    assert found(frames, "hour") == {}
+    assert found(frames, "day") == {START_MS: {1: (13, 3), 2: (2, 1)}}
+    assert {name: sums[0] for name, sums in frames.books().items()} == dict.fromkeys(RESOLUTIONS_MS, 15)
+
+
 # --- totals ---------------------------------------------------------------------------------------
 
 

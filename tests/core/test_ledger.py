@@ -306,6 +306,7 @@ def test_a_read_of_nothing_but_bad_events_moves_the_log_time(ledger):
 
 
 def use(ledger, hour, *events):
+    """Let sessions be used at the full hour."""
     return apply(ledger, *events, log_ms=START_MS + hour * HOUR_MS)
 
 
@@ -314,7 +315,7 @@ def crowded():
     """A ledger of at most 40 rows with 31 of them taken; session ``x`` was used longest ago, with two models."""
     ledger = Ledger(Bounds(rows_max=40))
     use(ledger, 0, event(100, session="x", model="a"), event(50, session="x", model="b"))
-    ledger.advance(START_MS + 1)
+    ledger.tick(START_MS + 1)
     use(ledger, 0, *(event(1, session=f"s{number}") for number in range(29)))
     return ledger
 
@@ -325,7 +326,7 @@ def input_tokens(ledger, session):
 
 
 def test_a_session_is_folded_as_a_whole_or_not_at_all(crowded):
-    crowded.advance(START_MS + 2)
+    crowded.tick(START_MS + 2)
     use(crowded, 0, event(1, session="x", model="b"))
     use(crowded, 1, event(1, session="x", model="b"))
     assert input_tokens(crowded, "x") == 152
@@ -333,7 +334,7 @@ def test_a_session_is_folded_as_a_whole_or_not_at_all(crowded):
 
 def test_a_session_never_has_less_than_nothing_after_a_reset_and_folding(crowded):
     reset_session(crowded, tenant="default", session="x")
-    crowded.advance(START_MS + 2)
+    crowded.tick(START_MS + 2)
     use(crowded, 0, event(1, session="x", model="b"))
     use(crowded, 1, event(1, session="x", model="b"))
     assert input_tokens(crowded, "x") == 2
@@ -342,7 +343,7 @@ def test_a_session_never_has_less_than_nothing_after_a_reset_and_folding(crowded
 def test_the_session_that_fills_the_share_to_fold_is_folded_whole(crowded):
     ledger = Ledger(Bounds(rows_max=40))
     use(ledger, 0, *(event(1, session="x", model=f"m{number}") for number in range(15)))
-    ledger.advance(START_MS + 1)
+    ledger.tick(START_MS + 1)
     use(ledger, 0, *(event(1, session="y", model=f"m{number}") for number in range(16)))
     use(ledger, 1, event(1, session="z"))
     assert (input_tokens(ledger, "x"), input_tokens(ledger, "y"), input_tokens(ledger, "z")) == (0, 16, 1)
@@ -351,7 +352,7 @@ def test_the_session_that_fills_the_share_to_fold_is_folded_whole(crowded):
 def test_sessions_of_the_same_name_are_idle_apart(crowded):
     ledger = Ledger(Bounds(rows_max=40))
     use(ledger, 0, event(1, session="x", tenant="a"), *(event(1, session=f"s{number}") for number in range(29)))
-    ledger.advance(START_MS + 1)
+    ledger.tick(START_MS + 1)
     use(ledger, 0, event(2, session="x", tenant="b"))
     use(ledger, 1, event(1, session="s0"))
     selected = [ledger.series.select({"session": "x", "tenant": tenant}) for tenant in "ab"]
@@ -366,7 +367,7 @@ def test_a_read_may_span_more_hours_than_python_may_nest_calls():
 
 
 def test_a_new_hour_that_a_command_begins_folds_too(crowded):
-    crowded.advance(START_MS + HOUR_MS)
+    crowded.tick(START_MS + HOUR_MS)
     assert len(crowded.series) == 23  # 20 that are left, and __other__ with each of three models
 
 

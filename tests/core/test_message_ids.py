@@ -103,6 +103,18 @@ def test_a_forgotten_id_that_came_again_ages_from_then_on():
     assert ("a" in known, "b" in known, "c" in known) == (True, False, True)
 
 
+@pytest.mark.parametrize("again", ["the same", "restored"])
+def test_a_clock_that_was_behind_for_a_while_lets_no_id_age(again):
+    known = MessageIds(age_ms_max=100)
+    see(known, "a", at_ms=1000)
+    see(known, "b", at_ms=300)
+    if again == "restored":
+        known = restored(known, age_ms_max=100)
+    see(known, "c", at_ms=300)
+    assert see(known, "a", "b", "c", at_ms=1100) == ([0, 1, 2], [])
+    assert see(known, "a", "b", "c", at_ms=1101) == ([], [])
+
+
 def trees(known):
     return [tree for segment in known.capture() for tree in segment.make()]
 
@@ -181,13 +193,16 @@ class PlainIds:
         self.ids_max, self.age_ms_max = ids_max, age_ms_max
         self.known: OrderedDict[object, tuple[int, int]] = OrderedDict()
         self.forgotten = 0
+        self.newest_ms = 0
 
     def see_one(self, message_id, numbers, at_ms):
+        at_ms = max(at_ms, self.newest_ms)
         while self.known and next(iter(self.known.values()))[1] < at_ms - self.age_ms_max:
             self.known.popitem(last=False)
         if message_id in self.known:
             return "duplicate" if self.known[message_id][0] == numbers else "conflict"
         self.known[message_id] = (numbers, at_ms)
+        self.newest_ms = at_ms
         if len(self.known) > self.ids_max:
             self.known.popitem(last=False)
         return "new"
@@ -213,15 +228,19 @@ READS = st.lists(
 
 @given(
     READS, st.integers(1, 9), st.integers(0, 60), st.lists(st.sampled_from("abcdefgh"), max_size=15), st.integers(0, 2),
-    st.sets(st.integers(0, 15)),
+    st.sets(st.integers(0, 15)), st.sets(st.integers(0, 15)),
 )  # fmt: skip
 @examples(300)
-def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(reads, ids_max, age_ms_max, forgotten, bits, restarts):
+def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(  # noqa: PLR0917 - hypothesis fills them
+    reads, ids_max, age_ms_max, forgotten, bits, restarts, set_back
+):
     with pytest.MonkeyPatch.context() as patch:
         block_size(patch, bits)
         known, oracle, now_ms = MessageIds(ids_max=ids_max, age_ms_max=age_ms_max), PlainIds(ids_max, age_ms_max), 1000
         for place, (step_ms, read) in enumerate(reads):
             now_ms += step_ms
+            if place in set_back:
+                now_ms -= 40
             expected = [oracle.see_one(message_id, numbers, now_ms) for message_id, numbers in read]
             duplicates, conflicts = known.see([i for i, _ in read], [n for _, n in read], [now_ms] * len(read))
             found = [

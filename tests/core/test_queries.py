@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.makers import DAY_MS, HOUR_MS, MINUTE_MS, PRODUCER, START_MS, apply, ask, columns, event
+from tests.makers import DAY_MS, HOUR_MS, MINUTE_MS, PRODUCER, START_MS, apply, ask, columns, event, tell
 from token_actor.core import queries
 from token_actor.core.columns import Run
 from token_actor.core.ledger import COUNTERS, Bounds, Ledger
@@ -223,6 +223,7 @@ def old():
     """One event a day for 100 days, of 1, 2, 3, ... tokens; minutes are kept for a day, hours for sixty."""
     made = Ledger()
     for day in range(100):
+        tell(made, START_MS + day * DAY_MS + 90 * MINUTE_MS)
         apply(made, event(day + 1), log_ms=START_MS + day * DAY_MS + 90 * MINUTE_MS)
     return made
 
@@ -366,6 +367,7 @@ def test_a_window_beyond_the_recent_events_holds_those_that_claim_to_be_the_youn
 def test_a_window_longer_than_minutes_are_kept_comes_in_hours():
     ledger = Ledger(Bounds(recent_events_max=1))
     for hours in (0, 30, 48):
+        tell(ledger, START_MS + hours * HOUR_MS)
         apply(ledger, event(1 + hours), log_ms=START_MS + hours * HOUR_MS + MINUTE_MS)
     assert window(ledger, 40 * HOUR_MS) == (31 + 49, "frames")
     assert window(ledger, 48 * HOUR_MS - 1) == (1 + 31 + 49, "frames")
@@ -443,7 +445,7 @@ def test_names_of_our_own_can_be_asked_for():
         apply(ledger, event(1, model=model))
     assert ask(ledger, "analytics", selector={"model": OTHER})["requests"] == 2
     assert queries.QUESTIONS.keys() == {
-        "status", "analytics", "history", "window", "session", "books", "producer",
+        "status", "analytics", "history", "window", "session", "books", "producer", "limits", "explain",
     }  # fmt: skip
 
 

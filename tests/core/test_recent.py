@@ -200,6 +200,13 @@ def test_a_window_is_covered_while_nothing_of_it_was_dropped(timed):
     assert (timed.covers(21), timed.covers(20)) == (True, False)  # the oldest kept came at 20, as did one of those gone
 
 
+def test_no_event_lies_in_a_future_that_is_taken_back(path, timed):
+    timed.not_after(15)
+    assert [tokens_since(timed, [0], since_ms) for since_ms in (10, 11, 15, 16)] == [13, 12, 12, 0]
+    append(timed, 0, log_ms=16, tokens=[16])
+    assert tokens_since(timed, None, 16) == 16
+
+
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=9)
 
 
@@ -295,14 +302,19 @@ def test_a_token_changes_with_its_segment_and_no_other(small_blocks):
     before = tokens()
     recent.renumber(np.arange(10)[::-1])
     assert {name for name, token in tokens().items() if token != before[name]} == set(before)
+    before = tokens()
+    recent.not_after(0)
+    assert {name for name, token in tokens().items() if token != before[name]} == set(before)
 
 
 @given(
     st.integers(0, 25), st.integers(1, 20), st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=30), max_size=9),
-    st.integers(0, 9), st.integers(0, 8),
+    st.integers(0, 9), st.integers(0, 9), st.integers(0, 8),
 )  # fmt: skip
 @examples(200)
-def test_a_picture_stays_as_it_was_whatever_the_ring_does_next(before, events_max, reads, renumbered, made_after):
+def test_a_picture_stays_as_it_was_whatever_the_ring_does_next(
+    before, events_max, reads, renumbered, taken_back, made_after
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recent_module, "_PLACE_BITS", 2)
         patch.setattr(recent_module, "_FIRST_CAPACITY", 4)
@@ -317,6 +329,8 @@ def test_a_picture_stays_as_it_was_whatever_the_ring_does_next(before, events_ma
             append(recent, *read, ids=["new"] * len(read), tags=[{"new": "tag"}] * len(read))
             if place == renumbered:
                 recent.renumber(np.arange(6)[::-1])
+            if place == taken_back:
+                recent.not_after(-1)
         made += trees(picture)
         assert plain(made) == expected
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.core.test_message_ids import block_size
 from tests.makers import (
+    DAY_MS,
     HOUR_MS,
     MINUTE_MS,
     PRODUCER,
@@ -19,6 +20,7 @@ from tests.makers import (
     packed,
     plain,
     state_of,
+    tell,
     total,
     travelled,
 )
@@ -27,7 +29,7 @@ from token_actor.core.columns import Run
 from token_actor.core.commands import Command, execute
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import QUESTIONS
-from token_actor.core.snapshot import Capture
+from token_actor.core.snapshot import STATE_VERSION, Capture
 from token_actor.errors import SnapshotError
 from token_actor.wire.codec import pack_tree
 
@@ -67,7 +69,10 @@ def test_a_restored_ledger_has_the_same_state(make):
 def test_a_restored_ledger_gives_the_same_answers():
     ledger = used()
     again = snapshot.restore(travelled(state_of(ledger)), BOUNDS)
-    arguments = {"selector": {"session": "s"}, "window_ms": 200_000, "limit": 3, "group_by": ["session"]}
+    arguments = {
+        "selector": {"session": "s"}, "window_ms": 200_000, "limit": 3, "group_by": ["session"],
+        "producer": PRODUCER, "epochs": [3],
+    }  # fmt: skip
     for kind, question in QUESTIONS.items():
         fitting = {name: value for name, value in arguments.items() if name in question.arguments}
         assert ask(again, kind, **fitting) == ask(ledger, kind, **fitting)
@@ -105,6 +110,20 @@ def test_the_next_numbers_of_the_producers_come_with_a_capture():
     assert {key: mark.next_seq for key, mark in Capture(ledger).marks.items()} == {(PRODUCER, 3): 1}
 
 
+def test_the_clock_comes_with_a_snapshot():
+    """What a leader told, the leap that was cut since, and the resolutions that are not complete any more."""
+    ledger = used()
+    tell(ledger, START_MS + 3 * DAY_MS)
+    ledger.tell(START_MS + 3 * DAY_MS, now_ms=START_MS + HOUR_MS, epoch=7)
+    apply(ledger, event(1), log_ms=START_MS + 9 * DAY_MS)
+    again = snapshot.restore(travelled(state_of(ledger)), BOUNDS)
+    for each in (ledger, again):
+        each.tell(START_MS + 9 * DAY_MS, now_ms=START_MS, epoch=6)
+        apply(each, event(2), log_ms=START_MS + 9 * DAY_MS + MINUTE_MS)
+    assert again.log_ms == START_MS + 2 * HOUR_MS + MINUTE_MS
+    assert packed(state_of(again)) == packed(state_of(ledger))
+
+
 # --- while the ledger goes on ---------------------------------------------------------------------
 
 
@@ -120,7 +139,7 @@ def small_blocks(monkeypatch):
 
 
 def go_on(ledger, rng, hour):
-    """Let many things happen: new and old series, ids, producers, duplicates, resets, answers."""
+    """Let many things happen: new and old series, ids, producers, duplicates, resets, answers, and time move back."""
     at_ms = START_MS + hour * HOUR_MS
     made = [
         event(
@@ -134,6 +153,9 @@ def go_on(ledger, rng, hour):
     scope = {"tenant": "default", "session": f"s{rng.randrange(40)}"}
     request = Command(operation="reset", request_id=f"r{rng.random()}", client="c", arguments=scope)
     execute(ledger, request, at_ms)
+    if rng.random() < 0.2:
+        now_ms = at_ms + rng.choice((0, -HOUR_MS, HOUR_MS, 2 * DAY_MS))
+        ledger.tell(at_ms, now_ms=now_ms, epoch=1)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -179,11 +201,12 @@ def test_a_token_that_stays_the_same_stands_for_the_same_bytes(small_blocks, mon
 # --- what is refused ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, "2"])
+@pytest.mark.parametrize("version", [None, 0, STATE_VERSION - 1, STATE_VERSION + 1, str(STATE_VERSION)])
 def test_a_state_of_another_version_is_refused(version):
     state = state_of(Ledger())
     state["head"][0]["version"] = version
-    with pytest.raises(SnapshotError, match=f"^the snapshot has version {version!r}, this program reads 2$"):
+    told = f"^the snapshot has version {version!r}, this program reads {STATE_VERSION}$"
+    with pytest.raises(SnapshotError, match=told):
         snapshot.restore(state)
 
 

@@ -10,7 +10,7 @@ from token_actor.wire.entries import Entry, id_pair, log_ms_of
 from token_actor.wire.messages import QUESTION_FIELD, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 WAITING_MAX: Final = 10_000  # the oldest is forgotten first; its client asks again
 WAITING_MS_MAX: Final = 60_000  # nobody waits for longer
@@ -33,15 +33,18 @@ class AskedQuestions:
         """Start with none."""
         self._waiting: list[Asked] = []
 
-    def take(self, entries: Sequence[Entry], ticks_ms: int) -> None:
-        """Decode questions; one that cannot be read has nobody to answer to, and is logged."""
+    def take(self, entries: Sequence[Entry], ticks_ms: int, dated: Callable[[int], int]) -> None:
+        """Decode questions; one that cannot be read has nobody to answer to, and is logged.
+
+        ``dated`` tells when a question was asked from what its id says.
+        """
         for entry_id, fields in entries:
             try:
                 question = _decode(fields)
             except BadEntry as bad:
                 log.warning("A question cannot be read", extra={"action": "bad_question", "problem": str(bad)})
             else:
-                self._waiting.append(Asked(question, log_ms_of(entry_id), ticks_ms + WAITING_MS_MAX))
+                self._waiting.append(Asked(question, dated(log_ms_of(entry_id)), ticks_ms + WAITING_MS_MAX))
         del self._waiting[:-WAITING_MAX]
 
     def ready(self, offset: bytes, ticks_ms: int) -> list[Asked]:

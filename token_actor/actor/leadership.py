@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from token_actor.errors import LeadershipLost, ServerRefused, TransportError
+from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, TransportError
 from token_actor.transport.ports import Connection, Delete, Expire, Increment, Outcome, Put
 from token_actor.wire.entries import id_pair
 
@@ -25,11 +25,15 @@ _LOOKS_PER_LEASE: Final = 4  # one look counts for no more of the lease than thi
 
 
 class Leadership:
-    """Watch, take, keep and give back the lease of one partition. ``epoch`` is 0 until it is held."""
+    """Watch, take, keep and give back the lease of one partition. ``epoch`` is 0 until it is held.
+
+    ``lapses`` counts how often the lease had vanished and was written again: the server may have lost its keys.
+    """
 
     def __init__(self, connection: Connection, keys: Keys, *, holder: str, lease_ms: int) -> None:
         """Prepare to lead as ``holder``, which names this process for people and is unique."""
         self.epoch = 0
+        self.lapses = 0
         self._connection = connection
         self._keys = keys
         self._holder = holder
@@ -69,10 +73,9 @@ class Leadership:
         self._seen = None
         return self.renew()
 
-    def is_held(self) -> bool:
-        """Tell whether somebody holds the lease, as far as the server knows."""
-        held = self._connection.get(self._keys.leader)
-        return held is not None and not held.endswith(b":")
+    def is_free(self, ticks_ms: int) -> bool:
+        """Look at the lease, and tell whether nobody holds it any more; ``ticks_ms`` as for ``contend``."""
+        return self._is_free(self._connection.get(self._keys.leader), ticks_ms)
 
     def _is_free(self, held: bytes | None, ticks_ms: int) -> bool:
         """Tell whether the lease was given back, never held, or not renewed for as long as we watched."""
@@ -84,7 +87,7 @@ class Leadership:
             self._seen, self._silent_ms = _GONE, 0  # it may have vanished when the server's clock jumped
             return False
         if held is not None:
-            if held.endswith(b":"):  # given back
+            if is_given_back(held):
                 return True
             seen = (held, self._connection.expires_at_ms(self._keys.leader))
             if seen != self._seen:
@@ -146,17 +149,20 @@ class Leadership:
             self.epoch = 0
             return False
         _done(outcomes)
+        self.lapses += 1
         return True
 
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Carry out ``operations`` if this process leads. Raises ``LeadershipLost``; then nothing was done."""
+        """Carry out ``operations`` if this process leads.
+
+        Raises ``LeadershipLost``, and ``ServerUnavailable`` when the lease had vanished; then nothing was done.
+        """
         outcomes = self._connection.write_if(self._keys.leader, self._value, operations)
-        if outcomes is None and self.renew():
-            outcomes = self._connection.write_if(self._keys.leader, self._value, operations)
-        if outcomes is None:
-            self.epoch = 0
-            raise LeadershipLost("somebody else leads this partition now")
-        return outcomes
+        if outcomes is not None:
+            return outcomes
+        if self.renew():  # what is written next may rest on what the server has just lost
+            raise ServerUnavailable("the lease had vanished, and was written again")
+        raise LeadershipLost("somebody else leads this partition now")
 
     def release(self) -> None:
         """Give the lease back, so that the next actor need not wait for it to run out."""
@@ -166,6 +172,11 @@ class Leadership:
             if outcomes is not None and isinstance(outcomes[0], ServerRefused):  # full: then it has to be missed
                 self._connection.write_if(self._keys.leader, self._value, [Delete(keys=[self._keys.leader])])
         self.epoch = 0
+
+
+def is_given_back(lease: bytes) -> bool:
+    """Tell whether a lease names nobody, because its holder has given it back."""
+    return lease.endswith(b":")
 
 
 def _done(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:

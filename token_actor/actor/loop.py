@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from token_actor.actor.continuity import Break, find_break
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
@@ -54,6 +55,7 @@ class Actor:
         self._timekeeper = Timekeeper(clock)
         self._answers_from = FIRST
         self._hears_questions = True
+        self._deaf = False
         self._due_ms = 0
         self._standing_by = False
         self._known_snapshot: tuple[bytes, int] | None = None
@@ -127,9 +129,12 @@ class Actor:
         manifest = newest_manifest(self._connection, self._keys)
         self._known_snapshot = _name(manifest)
         self._letters.forget()
+        alone = self._leadership.is_free(self._clock.ticks_ms())
         try:
-            recovered = self._follower.recover(alone=not self._leadership.is_held())
+            recovered = self._follower.recover(alone=alone)
         except SnapshotError as error:
+            if alone:
+                raise
             self._await_snapshot(error)
             return
         self._awaits_snapshot = False
@@ -139,11 +144,7 @@ class Actor:
         self._due_ms = 0
 
     def _await_snapshot(self, error: SnapshotError) -> None:
-        """Wait for the leader to save what it has and the log has not. Raises ``error`` when nobody leads."""
-        if not self._leadership.is_held():
-            if self._settings.accept_data_loss:  # the leader is gone since, so the next attempt is on its own
-                return
-            raise error
+        """Wait for the leader to save what it has and the log has not."""
         if not self._awaits_snapshot:
             extra = {"action": "snapshot_awaited", "problem": str(error)}
             log.warning("The leader has to take a snapshot before this process can stand by", extra=extra)
@@ -163,28 +164,35 @@ class Actor:
         only one there is.
         """
         manifest = newest_manifest(self._connection, self._keys)
-        if manifest is not None and _name(manifest) != self._known_snapshot:
-            self._known_snapshot = _name(manifest)
-            saved, own = manifest.position, self._follower.position
-            if self._follower.replaced or (saved.generation, saved.lost) != (own.generation, own.lost):
-                return False
+        if manifest is not None and self._is_better(manifest):
+            return False
         found = self._follower.find_break()
         if found is not None and found.replaced:
             for folded in self._follower.rejoin(epoch=0):
                 self._letters.add(folded.dead)
         return found is None or found.replaced
 
+    def _is_better(self, manifest: Manifest) -> bool:
+        """Tell whether the leader has saved a state that the one here will never become equal to."""
+        is_new = _name(manifest) != self._known_snapshot
+        self._known_snapshot = _name(manifest)
+        saved, own = manifest.position, self._follower.position
+        if (saved.generation, saved.lost) != (own.generation, own.lost):
+            return is_new
+        fits = saved.entries > 0 and find_break(self._connection, self._keys.log, saved) is None
+        return self._follower.replaced and fits
+
     def _take_over(self) -> None:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
-        found = self._follower.find_break()
+        found = self._follower.find_break() if self._follower.recovered else Break(replaced=False)
         if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
             self._follower.forget()
             self._leadership.release()
             return
-        stream = self._connection.stream_state(self._keys.log)
-        self._answers_from = FIRST if stream is None else stream.last_id
+        newest = self._connection.range(self._keys.log, count=1, newest_first=True)
+        self._answers_from = newest[0][0] if newest else FIRST
         self._timekeeper = Timekeeper(self._clock)
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
@@ -245,6 +253,7 @@ class Actor:
             stream = None if self._desk.offset == FIRST else self._connection.stream_state(self._keys.ask)
         except ServerRefused as refused:
             self._stop_hearing(refused)
+            self._desk.offset = FIRST
             return
         if stream is None or id_pair(stream.last_id) < id_pair(self._desk.offset):
             self._desk.offset = FIRST
@@ -259,7 +268,9 @@ class Actor:
         if refused.code != "WRONGTYPE":
             raise refused
         self._hears_questions = False
-        log.warning("Questions cannot be read", extra={"action": "server_refuses", "problem": str(refused)})
+        if not self._deaf:
+            log.warning("Questions cannot be read", extra={"action": "questions_unread", "problem": str(refused)})
+        self._deaf = True
 
     def _turn(self, block_ms: int | None) -> None:
         """Read, fold, answer, write."""
@@ -271,11 +282,12 @@ class Actor:
                 raise
             self._stop_hearing(refused)  # if it is the log that cannot be read, the next turn says so
             return
+        self._deaf = self._deaf and not questions
         if entries := read.get(self._keys.log):
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
         self._keep_time(anything_read=bool(entries))
         if asked := read.get(self._keys.ask):
-            self._desk.take(asked)
+            self._desk.take(asked, self._timekeeper)
         self._desk.answer_ready()
         self._letters.write(self._leadership)
         self._desk.send()
@@ -295,7 +307,7 @@ class Actor:
     @property
     def _answers(self) -> bool:
         """Tell whether everything that was in the log when this process began to lead is folded."""
-        return id_pair(self._follower.position.offset) >= id_pair(self._answers_from)
+        return id_pair(self._follower.reached) >= id_pair(self._answers_from)
 
     def _tell(self, folded: Folded) -> None:
         """Queue what a fold came to."""

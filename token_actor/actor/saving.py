@@ -49,6 +49,7 @@ class Saving:
         self._due_ms = 0
         self._pending = NOWHERE
         self._pending_id = self._newest = (0, 0)
+        self._lapses = 0
         self._steps: Iterator[None] | None = None
 
     def begin(self, manifest: Manifest | None) -> None:
@@ -98,6 +99,8 @@ class Saving:
 
     def step(self) -> None:
         """Do the next piece of a snapshot, if one is under way or due. Raises ``LeadershipLost``."""
+        if self._steps is not None and self._lapses != self._leadership.lapses:
+            self.hurry()  # the server may have lost what was written of it so far
         if self._steps is None:
             entries = self._follower.position.entries - self.position.entries
             due = self._clock.ticks_ms() >= self._due_ms or entries >= self._settings.snapshot_every_entries
@@ -108,6 +111,7 @@ class Saving:
 
     def _begin_snapshot(self) -> None:
         self._pending = self._follower.position
+        self._lapses = self._leadership.lapses
         self._pending_id = (self._leadership.epoch, self._number)
         snapshot_id = b"%d-%d" % self._pending_id
         self._number += 1  # also when it fails: nobody knows how far it came
@@ -119,17 +123,19 @@ class Saving:
         )
 
     def _advance(self) -> None:
-        """Do one piece of the snapshot under way."""
+        """Do one piece of the snapshot under way. One that a lost connection ends is begun anew, as it is still due."""
         assert self._steps is not None
         steps, self._steps = self._steps, None  # whatever happens, the next one drops what came to nothing
-        self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        next_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
         try:
             next(steps)
         except StopIteration:
+            self._due_ms = next_ms
             self.position, self._newest = self._pending, self._pending_id
             self._follower.replaced = False
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self.position.offset.decode()})
         except ServerRefused as refused:
+            self._due_ms = next_ms
             log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
         else:
             self._steps = steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.dedupe import UNKNOWN
-from token_actor.core.queries import SEEN_RANGES_MAX
+from token_actor.core.progress import SEEN_RANGES_MAX
 from token_actor.transport.ports import FIRST
 
 if TYPE_CHECKING:

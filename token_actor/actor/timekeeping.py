@@ -29,15 +29,20 @@ class Timekeeper:
     def _now_ms(self) -> int:
         return self._clock.ticks_ms() + self._offset_ms
 
+    def _compare(self, id_ms: int) -> None:
+        """Set our time by the wall clock where the server, which dated an entry just now, agrees with that."""
+        now_ms = self._clock.now_ms()
+        if abs(now_ms - id_ms) <= CLOCKS_AGREE_MS:
+            self._offset_ms = now_ms - self._clock.ticks_ms()
+
     def look(self, *, id_ms: int | None, log_ms: int, all_read: bool) -> int | None:
         """Return the time to tell the log, in milliseconds since 1970; ``None`` when there is no need.
 
         ``id_ms`` is what the last entry just read was dated by the server, ``None`` when there was none;
         ``log_ms`` the log time after it; ``all_read`` says that the log held no more at that moment.
         """
-        now_ms = self._clock.now_ms()
-        if id_ms is not None and abs(now_ms - id_ms) <= CLOCKS_AGREE_MS:
-            self._offset_ms = now_ms - self._clock.ticks_ms()
+        if id_ms is not None:
+            self._compare(id_ms)
         now_ms = self._now_ms()
         since_ms, self._all_read_ms = self._all_read_ms, now_ms if all_read else None
         if id_ms is None:
@@ -50,3 +55,13 @@ class Timekeeper:
                 return None
         self._heard_ms = now_ms
         return now_ms
+
+    def dated(self, id_ms: int, correction_ms: int) -> int:
+        """Return when an entry of another stream, just read, was appended, by the server's clock in milliseconds.
+
+        That is what its id says; but where the id, corrected as those of the log are, cannot be true,
+        it is what the id should have said. A silent log corrects nothing, and questions are asked all the same.
+        """
+        self._compare(id_ms)
+        now_ms = self._now_ms() - correction_ms
+        return id_ms if abs(now_ms - id_ms) <= CLOCKS_AGREE_MS else now_ms

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from token_actor.client.engine import Engine
+    from token_actor.client.limits import Reservation
     from token_actor.client.manager import SharedTokenManager
     from token_actor.client.questions import Moment
     from token_actor.core.analytics import Analytics, HistoryEntry
+    from token_actor.core.limits import Limit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,6 +150,44 @@ class AsyncFace:
         """Return the totals added up in every way there is, and the differences."""
         return await self._threads.run(self._sync.books, **more)
 
+    async def put_limit(self, limit: Limit, **more: Any) -> bool:  # noqa: ANN401
+        """Put a limit in force for the whole fleet at once."""
+        return await self._threads.run(self._sync.put_limit, limit, **more)
+
+    async def delete_limit(self, name: str, **more: Any) -> bool:  # noqa: ANN401
+        """Let go of a limit; return whether there was one."""
+        return await self._threads.run(self._sync.delete_limit, name, **more)
+
+    async def limits(self, **more: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        """Return the limits in force, and what is taken of them."""
+        return await self._threads.run(self._sync.limits, **more)
+
+    async def explain(self, tokens: int = 0, **call: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return what a ``reserve`` of the same arguments would be told now."""
+        return await self._threads.run(self._sync.explain, tokens, **call)
+
+    async def reserve(self, tokens: int = 0, **call: Any) -> AsyncReservation:  # noqa: ANN401
+        """Take quota for one call. Raises ``RateLimited`` when a limit has no room."""
+        return AsyncReservation(await self._threads.run(self._sync.reserve, tokens, **call), self._threads)
+
+    async def settle(
+        self,
+        reservation: AsyncReservation | str,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        **more: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Count what a reserved call used."""
+        return await self._threads.run(self._sync.settle, _plain(reservation), input_tokens, output_tokens, **more)
+
+    async def extend(self, reservation: AsyncReservation | str, ttl_s: float, **more: Any) -> bool:  # noqa: ANN401
+        """Let a reservation expire ``ttl_s`` from now; return whether it was still open."""
+        return await self._threads.run(self._sync.extend, _plain(reservation), ttl_s, **more)
+
+    async def release(self, reservation: AsyncReservation | str, **more: Any) -> bool:  # noqa: ANN401
+        """Give back all that a reservation holds; return whether it was open."""
+        return await self._threads.run(self._sync.release, _plain(reservation), **more)
+
     def manager(self, session: str | None = None, **more: Any) -> AsyncTokenManager:  # noqa: ANN401
         """Return the methods of a ``TokenManager`` over one shared session, as coroutines."""
         return AsyncTokenManager(self._sync.manager(session, **more), self._threads)
@@ -166,6 +206,44 @@ class AsyncFace:
     ) -> None:
         """Close the client."""
         await self.close()
+
+
+class AsyncReservation:
+    """Be a ``Reservation`` whose methods are coroutines, and an asynchronous context manager."""
+
+    def __init__(self, reservation: Reservation, threads: Threads) -> None:
+        """Speak for ``reservation``."""
+        self.reservation = reservation
+        self.id = reservation.id
+        self.decision = reservation.decision
+        self.expires_at = reservation.expires_at
+        self._threads = threads
+
+    async def settle(self, input_tokens: int = 0, output_tokens: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Count what the call used."""
+        return await self._threads.run(self.reservation.settle, input_tokens, output_tokens, **more)
+
+    async def extend(self, ttl_s: float, *, timeout_s: float | None = None) -> bool:
+        """Let it expire ``ttl_s`` from now; return whether it was still open."""
+        return await self._threads.run(self.reservation.extend, ttl_s, timeout_s=timeout_s)
+
+    async def release(self, *, timeout_s: float | None = None) -> bool:
+        """Give it all back; return whether it was still open."""
+        return await self._threads.run(self.reservation.release, timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        """Return the reservation itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Charge what was reserved, unless it was settled or released."""
+        await self._threads.run(self.reservation.end)
+
+
+def _plain(reservation: AsyncReservation | str) -> Reservation | str:
+    return reservation if isinstance(reservation, str) else reservation.reservation
 
 
 class AsyncTokenManager:

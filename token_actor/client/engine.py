@@ -112,13 +112,14 @@ class Engine:
         operation: str,
         arguments: Mapping[str, Any],
         *,
-        tenant: str,
+        tenant: str | None,
         event: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> Mapping[str, Any]:
         """Return the answer to a command, which comes after everything this client recorded before.
 
-        Raises ``ActorUnavailable`` at the deadline: the command may still be carried out then.
+        ``tenant`` is as for ``ask``. Raises ``ActorUnavailable`` at the deadline: the command may still be
+        carried out then.
         """
         deadline = self._deadline(timeout_s)
         self._sender.flush(deadline)

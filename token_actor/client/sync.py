@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from token_actor.client.limits import Limits
 from token_actor.client.manager import SharedTokenManager
-from token_actor.client.questions import Questions, tenant_of
+from token_actor.client.questions import tenant_of
 from token_actor.client.recording import make_event
 from token_actor.core.analytics import SessionRules
 from token_actor.errors import InvalidValue
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from token_actor.client.engine import Engine
-    from token_actor.client.questions import Moment
+    from token_actor.client.questions import Moment, Questions
 
 
-class SyncFace(Questions):
-    """Record usage and ask questions. Safe to share between threads, and across a fork."""
+class SyncFace(Limits):
+    """Record usage, ask questions, and reserve quota. Safe to share between threads, and across a fork."""
 
     def __init__(self, engine: Engine) -> None:
         """Show the face of ``engine``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from token_actor.core.queries import SEEN_RANGES_MAX
+from token_actor.core.progress import SEEN_RANGES_MAX
 from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.columns import Rejection, columns_of
+from token_actor.core.limits import estimate_of, limit_of
+from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import check_name
 from token_actor.errors import InvalidValue
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Carried: TypeAlias = "tuple[dict[str, Any], list[Rejection]]"  # the answer, and what could not be counted
 ANSWERS_MAX: Final = 100_000  # request ids remembered with their answers; a retry comes within seconds
+RESERVATION_ID_MAX: Final = 129  # client id, colon, request id
 _REFUSED: Final = "refused"  # names a refusal among the answers remembered: field, problem, reason
 
 
@@ -86,8 +89,12 @@ def _record(ledger: Ledger, command: Command) -> Carried:
     """Count one event, and answer whether it was new."""
     if command.event is None:
         raise InvalidValue("event", "is missing", reason="decode")
+    return _count(ledger, command.event)
+
+
+def _count(ledger: Ledger, event: Event) -> Carried:
     place = ledger.recent.next_place
-    rejections = ledger.apply(columns_of([command.event], log_ms=[ledger.time.id_ms], entries=[0]))
+    rejections = ledger.apply(columns_of([event], log_ms=[ledger.time.id_ms], entries=[0]))
     if rejections:
         return {"counted": False, "reason": rejections[0].reason}, rejections
     counted = ledger.recent.next_place > place
@@ -104,7 +111,94 @@ def _reset(ledger: Ledger, command: Command) -> Carried:
     return {"reset": True}, []
 
 
+def _put_limit(ledger: Ledger, command: Command) -> Carried:
+    """Put a limit in force; what it counted before under the same name still counts if it can."""
+    _check_arguments(command, "limit")
+    fields = command.arguments.get("limit")
+    if not isinstance(fields, dict):
+        raise InvalidValue("limit", "must be a map", reason="decode")
+    limit = limit_of(fields)
+    kept = ledger.limits.put(limit, ledger.log_ms)
+    return {"limit": limit.as_map(), "counters_kept": kept}, []
+
+
+def _delete_limit(ledger: Ledger, command: Command) -> Carried:
+    """Let go of a limit, and answer whether there was one."""
+    _check_arguments(command, "name")
+    name = check_name("name", command.arguments.get("name"))
+    return {"deleted": ledger.limits.delete(name)}, []
+
+
+def _reserve(ledger: Ledger, command: Command) -> Carried:
+    """Decide over all limits that cover a call, and hold what it may use."""
+    arguments = dict(command.arguments)
+    ttl_ms = _ttl_ms(arguments.pop("ttl_ms", TTL_MS))
+    estimate = estimate_of(arguments)
+    names = ledger.series.counted_as(estimate.series)
+    standings = ledger.reservations.standings(names, estimate, ledger.log_ms)
+    reservation = f"{command.client}:{command.request_id}"
+    return ledger.reservations.reserve(reservation, standings, ledger.log_ms, ttl_ms), []
+
+
+def _settle(ledger: Ledger, command: Command) -> Carried:
+    """Count what a reserved call used, and make its reservation right. Never refused for want of quota."""
+    _check_arguments(command, "reservation")
+    reservation = _reservation(command)
+    known = ledger.reservations.settled_answer(reservation)
+    if known is not None:
+        return known, []
+    event, names, rejections = command.event, list[str](), list[Rejection]()
+    counted: dict[str, Any] = {"counted": False, "reason": None}
+    if event is not None:
+        names = ledger.series.counted_as(event.series)
+        counted, rejections = _count(ledger, event)
+        event = event if counted["counted"] else None
+    return ledger.reservations.settle(reservation, names, event, ledger.log_ms, counted), rejections
+
+
+def _extend(ledger: Ledger, command: Command) -> Carried:
+    """Let an open reservation expire later."""
+    _check_arguments(command, "reservation", "ttl_ms")
+    ttl_ms = _ttl_ms(command.arguments.get("ttl_ms", TTL_MS))
+    return ledger.reservations.extend(_reservation(command), ledger.log_ms, ttl_ms), []
+
+
+def _release(ledger: Ledger, command: Command) -> Carried:
+    """Give back what an open reservation holds."""
+    _check_arguments(command, "reservation")
+    return ledger.reservations.release(_reservation(command), ledger.log_ms), []
+
+
+def _check_arguments(command: Command, *known: str) -> None:
+    for name in command.arguments:
+        if name not in known:
+            raise InvalidValue(str(name), f"is not an argument of {command.operation!r}", reason="decode")
+
+
+def _reservation(command: Command) -> str:
+    reservation = command.arguments.get("reservation")
+    if type(reservation) is not str:
+        raise InvalidValue("reservation", "must be the id that a reserve was answered with", reason="type")
+    if not 0 < len(reservation) <= RESERVATION_ID_MAX:
+        raise InvalidValue("reservation", f"must have 1 to {RESERVATION_ID_MAX} characters", reason="bad_name")
+    return reservation
+
+
+def _ttl_ms(value: object) -> int:
+    if type(value) is not int:
+        raise InvalidValue("ttl_ms", "must be an int", reason="type")
+    if not 1 <= value <= TTL_MS_MAX:
+        raise InvalidValue("ttl_ms", f"must be between 1 and {TTL_MS_MAX}, not {value}")
+    return value
+
+
 COMMANDS: Final[Mapping[str, Callable[[Ledger, Command], Carried]]] = {
     "record": _record,
     "reset": _reset,
+    "put_limit": _put_limit,
+    "delete_limit": _delete_limit,
+    "reserve": _reserve,
+    "settle": _settle,
+    "extend": _extend,
+    "release": _release,
 }

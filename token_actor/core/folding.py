@@ -33,6 +33,7 @@ def fold_idle_sessions(ledger: Ledger, rows_kept: int) -> None:
     _move_counters(ledger, new_rows, len(ledger.series))
     ledger.frames.renumber(new_rows)
     ledger.recent.renumber(new_rows)
+    ledger.limits.forget_rows()
     ledger.resets = {scope: base for scope, base in ledger.resets.items() if _has_rows(ledger, *scope)}
 
 

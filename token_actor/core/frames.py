@@ -83,7 +83,12 @@ class FrameSet:
         self._changed: dict[str, dict[int, int]] = {resolution: {} for resolution in RESOLUTIONS_MS}
 
     def advance(self, log_ms: int) -> None:
-        """Take note of the log time, which decides what is too old to be kept."""
+        """Take note of the log time, which decides what is too old to be kept.
+
+        Where it moves back, what was too old is dropped first, as if every event had been folded at once.
+        """
+        if log_ms < self._log_ms:
+            self.fold()
         self._log_ms = log_ms
 
     def add(self, rows: Int64s, event_ms: Int64s, values: Int64s) -> None:
@@ -140,9 +145,10 @@ class FrameSet:
                 self._note_change(resolution, start)
 
     def oldest_kept(self, resolution: str) -> int:
-        """Return the time in ms from which on a resolution is complete."""
+        """Return the time in ms from which on a resolution is complete; it never moves back."""
         width_ms = RESOLUTIONS_MS[resolution]
-        return (self._log_ms - self._retention_ms[resolution]) // width_ms * width_ms
+        oldest_ms = (self._log_ms - self._retention_ms[resolution]) // width_ms * width_ms
+        return max(oldest_ms, self._expired_ms[resolution])
 
     def between(self, resolution: str, since_ms: int, until_ms: int) -> Iterator[tuple[int, Frame]]:
         """Yield (start in ms, frame) of a resolution in [since, until), oldest first."""
@@ -208,12 +214,17 @@ class FrameSet:
         return segments
 
     def rest(self) -> Tree:
-        """Return what is no frame: the log time, and what was dropped of each resolution."""
-        return {"log_ms": self._log_ms, "dropped": [self._dropped[resolution].copy() for resolution in RESOLUTIONS_MS]}
+        """Return what is no frame: the log time, and what was dropped of each resolution, up to when."""
+        return {
+            "log_ms": self._log_ms,
+            "expired_ms": list(self._expired_ms.values()),
+            "dropped": [self._dropped[resolution].copy() for resolution in RESOLUTIONS_MS],
+        }
 
     def restore(self, trees: Mapping[str, Iterable[Tree]], rest: Tree) -> None:
         """Take over what ``capture`` made, by resolution, and ``rest`` returned."""
         self._log_ms = rest["log_ms"]
+        self._expired_ms = dict(zip(RESOLUTIONS_MS, rest["expired_ms"], strict=True))
         for resolution, dropped in zip(RESOLUTIONS_MS, rest["dropped"], strict=True):
             self._dropped[resolution] = dropped.copy()
             frames = self._frames[resolution]

@@ -20,9 +20,11 @@ from token_actor.core.columns import Bools, Columns, Int64s, Rejection, Run, gro
 from token_actor.core.dedupe import PRODUCERS_MAX, ProducerMarks
 from token_actor.core.folding import FOLD_ABOVE, FOLD_DOWN_TO, fold_idle_sessions
 from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
+from token_actor.core.limit_table import LimitTable
 from token_actor.core.logtime import LogTime
 from token_actor.core.message_ids import MESSAGE_IDS_MAX, MessageIds
 from token_actor.core.recent import EVENTS_MAX, RecentEvents
+from token_actor.core.reservations import Reservations
 from token_actor.core.rows import RowBlocks
 from token_actor.core.series import NAMES_MAX, ROWS_MAX, SeriesTable
 from token_actor.core.setback import set_back
@@ -90,6 +92,8 @@ class Ledger:
         self.last_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.peak_tokens: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.row_blocks = RowBlocks()
+        self.limits = LimitTable()
+        self.reservations = Reservations(self.limits)
         self.dead: dict[str, int] = {}
         self.resets: dict[tuple[str, str], Baseline] = {}
         self.answers = Answers()
@@ -189,6 +193,7 @@ class Ledger:
         if log_ms // _HOUR_MS > self.log_ms // _HOUR_MS and len(self.series) > self._rows_max * FOLD_ABOVE:
             fold_idle_sessions(self, int(self._rows_max * FOLD_DOWN_TO))
         self.log_ms = max(self.log_ms, log_ms)
+        self.reservations.advance(self.log_ms)
         self.frames.advance(self.log_ms)
 
     def reject(self, rejections: Iterable[Rejection]) -> None:
@@ -244,6 +249,7 @@ class Ledger:
     def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
         """Add the countable events (indices; ``None`` means all) to counters, frames and recent."""
         log_ms = columns.log_ms
+        self.reservations.count(self.series, columns, rows, log_ms, countable)
         self.advance(int(log_ms[-1]))
         picked: Int64s | slice = slice(None) if countable is None else countable
         rows = rows[picked]

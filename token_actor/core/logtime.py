@@ -62,8 +62,8 @@ class LogTime:
     def _leaps(self, id_ms: Int64s) -> Int64s | None:
         """Return by how much leaps up to each entry exceed what counts of them; ``None`` for not at all."""
         before = self.id_ms or int(id_ms[0])
-        if int(id_ms[-1]) - before <= LEAP_MS_MAX and int(id_ms[0]) >= before:
-            return None  # the everyday case: ids grow
+        if int(id_ms.max()) - min(before, int(id_ms.min())) <= LEAP_MS_MAX:
+            return None  # the everyday case: all of them lie close together
         excess = np.maximum(np.diff(id_ms, prepend=before) - LEAP_MS_MAX, 0)
         return np.cumsum(excess) if excess.any() else None
 

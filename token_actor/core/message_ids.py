@@ -3,6 +3,9 @@
 Every id has a number, counted from the first one that ever came. The ids lie in blocks of their
 numbers. A full block never changes again, except that ids are forgotten by request, which exchanges
 the list of its ids for another; so a picture of all ids is a list of blocks.
+
+Ids age by a clock that never moves back, also where log time does: by the latest time at which one
+came. A clock that was wrong for a while would let ids age by what it was wrong by otherwise.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class MessageIds:
         self._first = 0  # the number of the oldest id that is neither too old nor too many
         self._ids_max = ids_max
         self._age_ms_max = age_ms_max
+        self._newest_ms = 0  # when the last id came that was new
         self._number_of: dict[str, int] = {}
         self._blocks: dict[int, _Block] = {}
 
@@ -69,10 +73,11 @@ class MessageIds:
     ) -> tuple[list[int], list[int]]:
         """Mark ``ids`` as known; return the places of the duplicates and of the conflicts among them.
 
-        A place is an index into ``ids``; ``log_ms`` are their log times, which never go back. The first
-        one of an id wins, also within one call. The result never depends on how the log was cut into reads.
+        A place is an index into ``ids``; ``log_ms`` are their log times, in order. The first one of an
+        id wins, also within one call. The result never depends on how the log was cut into reads.
         """
-        fingerprints, log_ms = np.asarray(fingerprints, dtype=np.int64), np.asarray(log_ms, dtype=np.int64)
+        fingerprints = np.asarray(fingerprints, dtype=np.int64)
+        log_ms = np.maximum(np.asarray(log_ms, dtype=np.int64), self._newest_ms)
         known = self._number_of
         fresh = dict(zip(ids, range(self.next_number, self.next_number + len(ids)), strict=True))
         if len(fresh) == len(ids) and known.keys().isdisjoint(fresh):  # the everyday case, all of it in C
@@ -107,6 +112,7 @@ class MessageIds:
         """Take ids with the next numbers; a single int stands for as many as there are ids."""
         begin = self.next_number
         self.next_number += len(ids)
+        self._newest_ms = log_ms if isinstance(log_ms, int) else int(log_ms[-1])
         for number, start, stop in numbered(begin, self.next_number, _ID_BITS):
             block = self._blocks.get(number)
             if block is None:
@@ -132,13 +138,6 @@ class MessageIds:
             for place in places:
                 left[place] = None
             self._blocks[number] = replace(block, ids=left, changes=block.changes + 1)
-
-    def not_after(self, log_ms: int) -> None:
-        """Let no id have come later than ``log_ms``: log time moves back to it."""
-        for number, block in self._blocks.items():
-            if int(block.log_ms.max()) > log_ms:
-                times = np.minimum(block.log_ms, log_ms)
-                self._blocks[number] = replace(block, log_ms=times, changes=block.changes + 1)
 
     def _forget_older_than(self, log_ms: int) -> None:
         while self._first < self.next_number:

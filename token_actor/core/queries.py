@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from token_actor.core.dedupe import PRODUCER_BYTES
 from token_actor.core.frames import RESOLUTIONS_MS, SUMS
 from token_actor.core.ledger import COUNTERS, FUTURE_MS_MAX
+from token_actor.core.limits import MEASURES, estimate_of
+from token_actor.core.progress import producer_progress
 from token_actor.core.series import OTHER, check_selector
 from token_actor.core.sessions import session_figures
+from token_actor.core.standings import standing_of
 from token_actor.core.usage import (
     CLAMPED,
     DEFAULT_TENANT,
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
     from token_actor.core.ledger import Ledger
 
 GROUPS_MAX: Final = 10_000  # groups in one answer, the largest first
+SCOPES_SHOWN_MAX: Final = 1_000  # values of ``by`` shown of each limit, those with most taken first
 HISTORY_MAX: Final = 2_000  # events in one answer; ask again with ``before`` for more
 _UNKNOWN_ACTIVITY: Final = {"first_seen": None, "last_seen": None, "peak_request_tokens": None}
-SEEN_RANGES_MAX: Final = 64  # in one answer, the lowest first: those above wait for the holes below to be closed
 WINDOW_MS_MAX: Final = 35 * 86_400_000
 
 
@@ -237,25 +239,46 @@ def _books(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[st
     }
 
 
-def _producer(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
-    """Say which sequence numbers of a producer have been seen, for each of its epochs that is asked for."""
-    del now_ms
-    producer = arguments.get("producer")
-    if type(producer) is not bytes or len(producer) != PRODUCER_BYTES:
-        raise InvalidQuestion("producer", f"must be {PRODUCER_BYTES} bytes", reason="type")
-    epochs = arguments.get("epochs")
-    if type(epochs) is not list or set(map(type, epochs)) - {int}:
-        raise InvalidQuestion("epochs", "must be a list of ints", reason="type")
-    marks = {epoch: ledger.producers.mark(producer, epoch) for epoch in epochs}
+def _limits(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
+    """List the limits in force, and of each the values of ``by`` with most taken."""
+    top = _whole(arguments, "top", default=10, least=0, most=SCOPES_SHOWN_MAX)
     return {
-        "epochs": {
-            str(epoch): {
-                "next_seq": mark.next_seq,
-                "ranges": [list(span) for span in mark.ranges[:SEEN_RANGES_MAX]],
-                "missing": mark.missing,
+        "as_of": now_ms / 1000,
+        "open_reservations": len(ledger.reservations.open),
+        "expired_reservations": ledger.reservations.expired,
+        "unknown_settled": ledger.reservations.unknown_settled,
+        "limits": [
+            {
+                **meter.limit.as_map(),
+                "scopes": len(meter.scopes),
+                "refused": meter.refused,
+                "debt": meter.debt,
+                "top": [standing_of(meter, scope, 0, now_ms).figures() for scope in meter.largest(top, now_ms)],
             }
-            for epoch, mark in marks.items()
-        }
+            for meter in ledger.limits.meters.values()
+        ],
+    }
+
+
+def _explain(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
+    """Say which limits cover a call, and what they would say to it now."""
+    estimated = {name: value for name, value in arguments.items() if name != "selector"}
+    estimate = estimate_of({**estimated, **check_selector(arguments.get("selector", {}))})
+    reservations = ledger.reservations
+    standings = reservations.standings(ledger.series.counted_as(estimate.series), estimate, now_ms)
+    return {
+        **reservations.decide(standings, now_ms),
+        "limits": [
+            {
+                "name": standing.meter.limit.name,
+                "mode": standing.meter.limit.mode,
+                "cost": standing.cost,
+                **standing.figures(),
+                "fits": standing.fits,
+                "retry_after_ms": reservations.retry_after_ms(standing, now_ms),
+            }
+            for standing in standings
+        ],
     }
 
 
@@ -312,5 +335,7 @@ QUESTIONS: Final[Mapping[str, _Kind]] = {
     "window": _Kind(_window, frozenset({"selector", "window_ms"})),
     "session": _Kind(_session, frozenset({"selector", "limit"})),
     "books": _Kind(_books),
-    "producer": _Kind(_producer, frozenset({"producer", "epochs"})),
+    "producer": _Kind(producer_progress, frozenset({"producer", "epochs"})),
+    "limits": _Kind(_limits, frozenset({"top"})),
+    "explain": _Kind(_explain, frozenset({"selector", *MEASURES, "cost_usd"})),
 }

@@ -93,6 +93,12 @@ class SeriesTable:
             return known
         return self._add(self._room_for(check_series_key(key).split(SEPARATOR)))
 
+    def counted_as(self, key: str) -> list[str]:
+        """Return the seven names that a key would be counted under now; adds nothing. Raises ``InvalidValue``."""
+        if key in self._row_of:
+            return key.split(SEPARATOR)
+        return self._room_for(check_series_key(key).split(SEPARATOR))
+
     def _room_for(self, names: list[str]) -> list[str]:
         """Return the tuple that ``names`` is counted under, which is ``names`` while there is room."""
         for place, name in enumerate(names):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def set_back(ledger: Ledger) -> None:
     """Move the log time of a ledger back to what its clock says."""
-    ledger.frames.fold()  # by the time that was: when somebody folds must never matter
     log_ms = ledger.log_ms = ledger.time.now_ms
     late = np.flatnonzero(ledger.last_ms > log_ms)
     if len(late):
@@ -25,6 +24,6 @@ def set_back(ledger: Ledger) -> None:
         for times in (ledger.first_ms, ledger.last_ms):
             times[late] = np.minimum(times[late], log_ms)
     ledger.recent.not_after(log_ms)
-    ledger.message_ids.not_after(log_ms)
+    ledger.reservations.set_back(log_ms)
     ledger.resets = {scope: replace(base, log_ms=min(base.log_ms, log_ms)) for scope, base in ledger.resets.items()}
     ledger.frames.advance(log_ms)

@@ -23,7 +23,7 @@ from token_actor.errors import SnapshotError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 _HEAD: Final = "head"
 _RESET_BITS: Final = 13  # 8192 baselines are one segment
 
@@ -47,6 +47,7 @@ class Capture:
             *ledger.frames.capture(),
             *ledger.answers.capture(),
             *_resets(ledger.resets.copy()),
+            *_limits(ledger),
         ]
         head = {
             "version": STATE_VERSION,
@@ -71,6 +72,13 @@ class Capture:
 def _resets(resets: Mapping[tuple[str, str], Baseline]) -> Iterator[Segment]:
     for block, start, stop in numbered(0, len(resets), _RESET_BITS):
         yield Segment(f"resets/{block}", None, partial(_listed, resets, start, stop))
+
+
+def _limits(ledger: Ledger) -> Iterator[Segment]:
+    """Yield what is limited and reserved, in one piece: its size follows what is in use, not what was ever used."""
+    if ledger.limits or ledger.reservations.open or ledger.reservations.closed:
+        tree = {"limits": ledger.limits.dump(), "reservations": ledger.reservations.dump()}
+        yield Segment("limits/0", None, lambda: [tree])
 
 
 def _listed(resets: Mapping[tuple[str, str], Baseline], start: int, stop: int) -> Iterator[Tree]:
@@ -100,6 +108,9 @@ def restore(segments: Mapping[str, Sequence[Tree]], bounds: Bounds | None = None
         raise SnapshotError("the snapshot has an event of a series that it has not")
     ledger.recent.restore(recent, head["next_place"])
     ledger.answers.restore(_part(segments, head, "answers"))
+    for tree in _part(segments, head, "limits"):
+        ledger.limits.restore(tree["limits"])
+        ledger.reservations.restore(tree["reservations"])
     for tree in _part(segments, head, "resets"):
         for tenant, session, place, log_ms, sums in tree["resets"]:
             ledger.resets[(tenant, session)] = Baseline(place, log_ms, tuple(sums))

@@ -1,0 +1,175 @@
+"""Reserving and settling through a client, in memory and on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from token_actor.core.limits import Limit
+from token_actor.errors import InvalidQuestion, InvalidValue, RateLimited
+
+
+@pytest.fixture
+def client(fleet):
+    """A client of a fleet in which each agent may use 100 tokens a minute."""
+    fleet.actor()
+    client = fleet.client(agent="a")
+    client.put_limit(Limit("l", 100, by=["agent"]))
+    return client
+
+
+def taken(client, agent="a"):
+    (limit,) = client.limits()
+    found = [(top["used"], top["reserved"]) for top in limit["top"] if top["scope"] == {"agent": agent}]
+    return found[0] if found else (0, 0)
+
+
+class TestLimits:
+    def test_a_limit_is_listed_as_it_was_put(self, client):
+        (shown,) = client.limits()
+        assert Limit("l", 100, by=("agent",)).as_map().items() <= shown.items()
+
+    def test_a_limit_goes_on_with_its_counters_when_only_the_amount_changes(self, client):
+        client.reserve(10)
+        assert client.put_limit(Limit("l", 50, by=["agent"])) is True
+        assert client.put_limit(Limit("l", 50)) is False
+
+    def test_a_limit_that_is_deleted_is_gone(self, client):
+        assert (client.delete_limit("l"), client.delete_limit("l"), client.limits()) == (True, False, [])
+
+    def test_of_many_values_of_by_the_fullest_are_shown(self, client):
+        for number in range(3):
+            client.reserve(10 + number, agent=f"a{number}")
+        (limit,) = client.limits(top=1)
+        assert (limit["scopes"], [top["scope"] for top in limit["top"]]) == (3, [{"agent": "a2"}])
+
+    def test_own_records_count_before_the_next_decision(self, client):
+        client.record(95, 3)
+        with pytest.raises(RateLimited):
+            client.reserve(3)
+        assert client.reserve(2).decision["remaining"] == 0
+
+    def test_it_is_explained_what_a_call_would_be_told(self, client):
+        told = client.explain(101, cost_usd=Decimal("0.5"))
+        assert (told["granted"], told["limit"], told["never"], told["scope"]) == (False, "l", True, {"agent": "a"})
+        assert [each["name"] for each in told["limits"]] == ["l"]
+
+    def test_limits_of_tenants_live_where_their_tenant_does(self, fleet):
+        for partition in (0, 1):
+            fleet.actor(partition, partitions=2)
+        client = fleet.client(tenant="t1")
+        for tenant in ("t1", "t2", "t3", "t4"):
+            client.put_limit(Limit(tenant, 10, selector={"tenant": tenant}))
+            assert client.reserve(10, tenant=tenant).decision["limit"] == tenant
+        with pytest.raises(InvalidQuestion) as refused:
+            client.put_limit(Limit("everybody", 10))
+        assert refused.value.field == "tenant"
+
+
+class TestReserving:
+    def test_a_refusal_says_by_what_and_when_to_try_again(self, client):
+        client.reserve(60)
+        with pytest.raises(RateLimited) as refused:
+            client.reserve(50)
+        error = refused.value
+        assert (error.limit, error.used, error.reserved, error.remaining) == ("l", 0, 60, 40)
+        assert error.retry_after_s is not None
+        assert 55 < error.retry_after_s <= 61
+        assert "limit 'l' has 40 of 100 left; try again in" in str(error)
+
+    def test_what_can_never_fit_has_no_time_to_try_again(self, client):
+        with pytest.raises(RateLimited) as refused:
+            client.reserve(101)
+        assert refused.value.retry_after_s is None
+        assert "it can never fit" in str(refused.value)
+
+    def test_another_agent_has_quota_of_its_own(self, client):
+        client.reserve(100)
+        assert client.reserve(100, agent="b").decision["scope"] == {"agent": "b"}
+
+    def test_settling_counts_the_call_once_and_gives_back_the_rest(self, client):
+        reservation = client.reserve(90, model="m")
+        told = reservation.settle(20, 5, cost_usd=Decimal("0.5"), message_id="x")
+        assert (told["counted"], told["debt"], taken(client)) == (True, {}, (25, 0))
+        analytics = client.analytics(model="m")
+        assert (analytics["requests"], analytics["total_tokens"], analytics["cost_usd"]) == (1, 25, 0.5)
+        assert client.settle(reservation, 99) == told
+
+    def test_leaving_without_a_word_charges_the_estimate(self, client):
+        with client.reserve(30):
+            pass
+        assert taken(client) == (30, 0)
+        assert client.analytics()["requests"] == 0
+
+    def test_leaving_by_an_error_charges_the_estimate_too(self, client):
+        with pytest.raises(KeyError), client.reserve(30):
+            raise KeyError
+        assert taken(client) == (30, 0)
+
+    @pytest.mark.parametrize(("end", "left"), [("settle", (7, 0)), ("release", (0, 0))])
+    def test_leaving_after_a_word_changes_nothing(self, client, end, left):
+        with client.reserve(30) as reservation:
+            _ = reservation.settle(7) if end == "settle" else reservation.release()
+        assert taken(client) == left
+
+    def test_the_id_is_enough_for_another_process(self, fleet, client):
+        reservation = client.reserve(30)
+        other = fleet.client(agent="a")
+        assert reservation.id in repr(reservation)
+        assert other.extend(reservation.id, 3_600) is True
+        assert other.settle(reservation.id, 10)["debt"] == {}
+        assert (other.release(reservation.id), taken(other)) == (False, (10, 0))
+
+    def test_an_extension_is_granted_while_it_is_open(self, client):
+        reservation = client.reserve(30, ttl_s=30)
+        assert reservation.expires_at > 0
+        assert (reservation.extend(60), reservation.release(), reservation.extend(60)) == (True, True, False)
+
+    def test_an_unsettled_reservation_expires_by_the_time_of_the_log(self, client):
+        reservation = client.reserve(30, ttl_s=0.001)
+        while client.release(reservation):  # each is an entry, and moves the time of the log
+            reservation = client.reserve(30, ttl_s=0.001)
+        assert taken(client)[1] == 0
+        assert reservation.settle(10)["late"] is True
+
+    @pytest.mark.parametrize(
+        ("arguments", "field"),
+        [({"tokens": -1}, "tokens"), ({"tokens": 1.5}, "tokens"), ({"ttl_s": 0}, "ttl_s"), ({"ttl_s": "1"}, "ttl_s"),
+         ({"colour": "red"}, "colour"), ({"model": 5}, "model"), ({"input_tokens": -1}, "input_tokens")],
+    )  # fmt: skip
+    def test_a_wrong_argument_is_refused_before_anything_is_sent(self, fleet, arguments, field):
+        with pytest.raises(InvalidValue) as refused:
+            fleet.client().reserve(**arguments)
+        assert refused.value.field == field
+
+    def test_a_wrong_settlement_is_refused_and_the_reservation_stays(self, client):
+        reservation = client.reserve(30)
+        with pytest.raises(InvalidValue) as refused:
+            reservation.settle(-1)
+        assert (refused.value.field, taken(client)) == ("input_tokens", (0, 30))
+
+
+def test_coroutines_do_the_same(fleet):
+    async def play():
+        async with fleet.async_client(agent="a") as client:
+            assert await client.put_limit(Limit("l", 100)) is False
+            assert (await client.explain(5))["granted"] is True
+            async with await client.reserve(30) as first:
+                assert await first.extend(60) is True
+                assert (await first.settle(10))["debt"] == {}
+            async with await client.reserve(20):
+                pass
+            second, third, fourth = [await client.reserve(10) for _ in range(3)]
+            assert (await second.release(), await client.release(third.id)) == (True, True)
+            assert await client.extend(fourth, 60) is True
+            assert (await client.settle(fourth, 5))["counted"] is True
+            with pytest.raises(RateLimited):
+                await client.reserve(90)
+            (limit,) = await client.limits()
+            assert (limit["top"][0]["used"], limit["top"][0]["reserved"]) == (35, 0)
+            assert await client.delete_limit("l") is True
+
+    fleet.actor()
+    asyncio.run(play())

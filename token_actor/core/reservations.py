@@ -1,0 +1,337 @@
+"""Reservations: quota taken before a call, and made right after it.
+
+The life cycle is the table in ``reservation_states``. Rules:
+
+* A decision is made over all limits at once, all or nothing; a refused one takes nothing.
+* Settling is never refused. What was used counts at the place where it was reserved; what is beyond
+  that is *debt*, and counts now.
+* Everything happens at a place in the log: an expiry before the first entry that is not earlier than it.
+
+Bounds: ``OPEN_MAX`` reservations are open; beyond that they are refused under ``TABLE_FULL``. The last
+``CLOSED_MAX`` are remembered, so that settling twice is one settlement; one that was forgotten is
+settled as unknown: its usage counts directly.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from token_actor.core.reservation_states import EXPIRED, NONE, OPEN, RELEASED, SETTLED, TRANSITIONS, Closed, Hold, Open
+from token_actor.core.standings import Standing, shown, standing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from token_actor.core.columns import Columns, Int64s
+    from token_actor.core.limit_table import LimitTable, Meter
+    from token_actor.core.limits import Estimate, Refund
+    from token_actor.core.series import SeriesTable
+    from token_actor.core.usage import Event
+
+OPEN_MAX: Final = 100_000  # about 1 KB each; ten thousand calls a second of ten seconds each
+CLOSED_MAX: Final = 100_000  # as many as there are answers to requests
+TTL_MS: Final = 60_000  # for callers that do not say: longer than nearly every call to a model
+TTL_MS_MAX: Final = 86_400_000
+TABLE_FULL: Final = "__reservations__"  # named as the limit that refuses when too many are open
+_STALE_MAX: Final = 1_024  # due times of what is closed, before they are cleared away; more if more are open
+
+
+class Reservations:
+    """Decide, hold, settle and expire, against a table of limits."""
+
+    def __init__(self, limits: LimitTable) -> None:
+        """Start with none open."""
+        self.limits = limits
+        self.open: dict[str, Open] = {}
+        self.closed: OrderedDict[str, Closed] = OrderedDict()
+        self.expired = 0
+        self.unknown_settled = 0
+        self._due: list[tuple[int, str]] = []
+
+    # --- time and direct usage -------------------------------------------------------------------
+
+    def count(self, series: SeriesTable, columns: Columns, rows: Int64s, log_ms: Int64s, events: Int64s | None) -> None:
+        """Count the ``events`` (indices; ``None`` means all) of a read against the limits.
+
+        ``rows`` and ``log_ms`` are those of all its events. Whatever expires in between does so at its place.
+        """
+        if not self.limits and not self.open:
+            return
+        picked = np.arange(len(log_ms)) if events is None else events
+        start = 0
+        while start < len(log_ms):
+            self.advance(int(log_ms[start]))
+            stop = int(np.searchsorted(log_ms, self._next_ms()))
+            first, last = np.searchsorted(picked, (start, stop)).tolist()
+            if first < last:
+                self.limits.count(series, columns, rows, log_ms, picked[first:last])
+            start = stop
+
+    def _next_ms(self) -> int:
+        """Return when something happens by itself; later than the last ``advance``."""
+        due_ms = self._due_ms()
+        return self.limits.next_hour_ms if due_ms is None else min(due_ms, self.limits.next_hour_ms)
+
+    def _due_ms(self) -> int | None:
+        """Return when the next reservation expires; ``None`` when none is open."""
+        while self._due:
+            expires_ms, reservation = self._due[0]
+            found = self.open.get(reservation)
+            if found is not None and found.expires_ms == expires_ms:
+                return expires_ms
+            heappop(self._due)
+        return None
+
+    def advance(self, log_ms: int) -> None:
+        """Let expire what is due at a log time."""
+        while (due_ms := self._due_ms()) is not None and due_ms <= log_ms:
+            self._expire(self._due[0][1])
+        self.limits.advance(log_ms)
+
+    def set_back(self, now_ms: int) -> None:
+        """Count what was taken after ``now_ms`` as taken now: log time moves back to it.
+
+        Expiries stay where they are: rather a little late than twice.
+        """
+        self.limits.set_back(now_ms)
+        for name, opened in self.open.items():
+            self.open[name] = opened._replace(holds=self._placed_now(opened.holds))
+        for name, closed in self.closed.items():
+            self.closed[name] = closed._replace(charged=self._placed_now(closed.charged))
+
+    def _placed_now(self, holds: Sequence[Hold]) -> tuple[Hold, ...]:
+        meters = [self.limits.with_number(hold.meter) for hold in holds]
+        return tuple(
+            hold if meter is None else hold._replace(place=meter.counters.place_now(hold.place))
+            for hold, meter in zip(holds, meters, strict=True)
+        )
+
+    def _expire(self, reservation: str) -> None:
+        charged = []
+        found = self._close(reservation)
+        for hold, meter, counter in self._meters(found.holds):
+            charge = not meter.limit.gives_back
+            meter.counters.unhold(counter, hold.place, hold.amount, found.expires_ms, charge=charge)
+            if charge:
+                charged.append(hold)
+        self.expired += 1
+        self._remember(reservation, Closed(TRANSITIONS[OPEN, "expire"][0], tuple(charged)))
+
+    # --- decisions -------------------------------------------------------------------------------
+
+    def standings(self, names: Sequence[str], estimate: Estimate, now_ms: int) -> list[Standing]:
+        """Return how every limit that covers seven names stands towards an estimate; changes nothing."""
+        covering = self.limits.covering(names)
+        return [standing_of(meter, scope, meter.limit.cost_of(estimate), now_ms) for meter, scope in covering]
+
+    def retry_after_ms(self, standing: Standing, now_ms: int) -> int | None:
+        """Return when the cost will fit if nothing else happens; ``None`` when it never can."""
+        if standing.fits:
+            return 0
+        meter, counter = standing.meter, standing.meter.find(standing.scope)
+        if standing.never:
+            return None
+        assert counter is not None, "what was never used has room"
+        return meter.counters.retry_after_ms(counter, standing.cost, now_ms, list(self._refunds(meter, standing.scope)))
+
+    def _refunds(self, meter: Meter, scope: str) -> Iterator[Refund]:
+        if meter.limit.gives_back:
+            for reservation in meter.holders.get(meter.name_of(scope), ()):
+                found = self.open[reservation]
+                for hold in found.holds:
+                    if hold.meter == meter.number:
+                        yield found.expires_ms, hold.place, hold.amount
+
+    def decide(self, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
+        """Return what a decision over all these limits comes to, as a map; changes nothing.
+
+        ``limit`` is the binding one: of those that refuse, the one to wait for longest; else the one
+        with the smallest share left. ``shadow`` are those that would have refused.
+        """
+        refusing = [standing for standing in standings if standing.enforced and not standing.fits]
+        waits = [self.retry_after_ms(standing, now_ms) for standing in refusing]
+        longest_ms = None if None in waits else max(filter(None, waits), default=0)
+        binding = (
+            refusing[waits.index(longest_ms)] if refusing else min(standings, key=Standing.tightness, default=None)
+        )
+        return {
+            "granted": not refusing,
+            **shown(binding),
+            "retry_after_ms": longest_ms,
+            "never": longest_ms is None,
+            "shadow": [each.meter.limit.name for each in standings if not each.enforced and not each.fits],
+        }
+
+    def reserve(
+        self, reservation: str, standings: Sequence[Standing], now_ms: int, ttl_ms: int = TTL_MS
+    ) -> dict[str, Any]:
+        """Grant what ``standings`` say it costs, all or nothing; return the decision, as a map.
+
+        It expires ``ttl_ms`` from now.
+        """
+        answer = self.decide(standings, now_ms)
+        for standing in standings:
+            standing.meter.refused += not standing.fits
+        if answer["granted"] and len(self.open) >= OPEN_MAX:
+            due_ms = self._due_ms()
+            assert due_ms is not None, "what is open expires"
+            answer = {**answer, "granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
+        if not answer["granted"]:
+            return {**answer, "reservation": None, "expires_ms": None}
+        holds = tuple(self._hold(reservation, standing, now_ms) for standing in standings if standing.cost)
+        self.open[reservation] = Open(holds, now_ms + ttl_ms)
+        self._note_due(reservation)
+        after = [standing._replace(cost=0, reserved=standing.reserved + standing.cost) for standing in standings]
+        return {
+            **answer,
+            **shown(min(after, key=Standing.tightness, default=None)),
+            "reservation": reservation,
+            "expires_ms": now_ms + ttl_ms,
+        }
+
+    def _hold(self, reservation: str, standing: Standing, now_ms: int) -> Hold:
+        meter, scope, cost, *_ = standing
+        place = meter.counters.hold(meter.index(scope), cost, now_ms)
+        meter.holders.setdefault(meter.name_of(scope), {})[reservation] = None
+        return Hold(meter.number, meter.name_of(scope), place, cost)
+
+    # --- the rest of a life ------------------------------------------------------------------------
+
+    def state_of(self, reservation: str) -> str:
+        """Return the state of a reservation, as far as it is remembered."""
+        if reservation in self.open:
+            return OPEN
+        closed = self.closed.get(reservation)
+        return NONE if closed is None else closed.state
+
+    def settled_answer(self, reservation: str) -> dict[str, Any] | None:
+        """Return what settling a reservation came to; ``None`` when it has not been settled."""
+        closed = self.closed.get(reservation)
+        return None if closed is None else closed.answer
+
+    def settle(
+        self, reservation: str, names: Sequence[str], event: Event | None, now_ms: int, counted: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Make right what a reservation held, and return the answer to remember.
+
+        ``event`` is what was used just now, by ``names``; ``None`` when nothing was counted. ``counted`` is
+        what the answer says of it: without a reason, nothing was told, and the reservation counts as used.
+        """
+        state = self.state_of(reservation)
+        told = event is not None or counted["reason"] is not None
+        holds: tuple[Hold, ...] = ()
+        if state == OPEN:
+            holds = self._close(reservation).holds
+            for hold, meter, counter in self._meters(holds):
+                meter.counters.unhold(counter, hold.place, hold.amount, now_ms, charge=not told)
+        elif state == EXPIRED and told:
+            holds = self.closed[reservation].charged
+            for hold, meter, counter in self._meters(holds):
+                meter.counters.uncharge(counter, hold.place, hold.amount, now_ms)
+        correct = TRANSITIONS[state, "settle"][1] == "correct"
+        self.unknown_settled += state == NONE
+        answer = {
+            **counted,
+            "state": SETTLED,
+            "unknown": state == NONE,
+            "late": state in {EXPIRED, RELEASED},
+            "debt": self._place(holds, names, event) if event is not None and correct else {},
+        }
+        self._remember(reservation, Closed(SETTLED, (), answer))
+        return answer
+
+    def _place(self, holds: Sequence[Hold], names: Sequence[str], event: Event) -> dict[str, int]:
+        """Say where what was used just now belongs; return by limit what was used beyond what was held."""
+        held = {(hold.meter, hold.scope): hold for hold in holds}
+        debt = {}
+        for meter, scope in self.limits.covering(names):
+            used, hold = meter.limit.charge_of(event), held.get((meter.number, meter.name_of(scope)))
+            reserved = 0 if hold is None else hold.amount
+            if hold is not None and used:
+                meter.counters.move(meter.index(scope), hold.place, min(used, reserved))
+            if used > reserved:
+                debt[meter.limit.name] = used - reserved
+                meter.debt += used - reserved
+        return debt
+
+    def extend(self, reservation: str, now_ms: int, ttl_ms: int) -> dict[str, Any]:
+        """Let an open reservation expire ``ttl_ms`` from now; return whether it is open, as a map."""
+        state = self.state_of(reservation)
+        if TRANSITIONS[state, "extend"][1] != "prolong":
+            return {"extended": False, "state": state, "expires_ms": None}
+        self.open[reservation] = self.open[reservation]._replace(expires_ms=now_ms + ttl_ms)
+        self._note_due(reservation)
+        return {"extended": True, "state": state, "expires_ms": now_ms + ttl_ms}
+
+    def release(self, reservation: str, now_ms: int) -> dict[str, Any]:
+        """Give back all of an open reservation; return whether it was open, as a map."""
+        state = self.state_of(reservation)
+        after, to_do = TRANSITIONS[state, "release"]
+        if to_do == "give back":
+            for hold, meter, counter in self._meters(self._close(reservation).holds):
+                meter.counters.unhold(counter, hold.place, hold.amount, now_ms, charge=False)
+            self._remember(reservation, Closed(after))
+        return {"released": to_do == "give back", "state": after}
+
+    def _close(self, reservation: str) -> Open:
+        found = self.open.pop(reservation)
+        for hold in found.holds:
+            meter = self.limits.with_number(hold.meter)
+            if meter is not None:
+                meter.holders[hold.scope].pop(reservation)
+                if not meter.holders[hold.scope]:
+                    del meter.holders[hold.scope]
+        return found
+
+    def _meters(self, holds: Sequence[Hold]) -> Iterator[tuple[Hold, Meter, int]]:
+        """Yield each hold with its meter and counter; what is gone holds nothing."""
+        for hold in holds:
+            meter = self.limits.with_number(hold.meter)
+            counter = None if meter is None else meter.scopes.get(hold.scope)
+            if meter is not None and counter is not None:
+                yield hold, meter, counter
+
+    def _remember(self, reservation: str, closed: Closed) -> None:
+        self.closed[reservation] = closed
+        self.closed.move_to_end(reservation)
+        if len(self.closed) > CLOSED_MAX:
+            self.closed.popitem(last=False)
+
+    def _note_due(self, reservation: str) -> None:
+        heappush(self._due, (self.open[reservation].expires_ms, reservation))
+        if len(self._due) > 2 * len(self.open) + _STALE_MAX:
+            self._due = [(each.expires_ms, name) for name, each in self.open.items()]
+            heapify(self._due)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {
+            "open": [[name, each.expires_ms, [list(hold) for hold in each.holds]] for name, each in self.open.items()],
+            "closed": [
+                [name, each.state, [list(hold) for hold in each.charged], each.answer]
+                for name, each in self.closed.items()
+            ],
+            "expired": self.expired,
+            "unknown_settled": self.unknown_settled,
+        }
+
+    def restore(self, dumped: Mapping[str, Any]) -> None:
+        """Take over what ``dump`` returned; the limits must be restored before."""
+        for name, expires_ms, holds in dumped["open"]:
+            self.open[name] = Open(_holds(holds), expires_ms)
+            for hold in self.open[name].holds:
+                meter = self.limits.with_number(hold.meter)
+                if meter is not None:
+                    meter.holders.setdefault(hold.scope, {})[name] = None
+            self._note_due(name)
+        for name, state, charged, answer in dumped["closed"]:
+            self.closed[name] = Closed(state, _holds(charged), answer)
+        self.expired, self.unknown_settled = dumped["expired"], dumped["unknown_settled"]
+
+
+def _holds(dumped: Sequence[Sequence[Any]]) -> tuple[Hold, ...]:
+    return tuple(Hold(*hold) for hold in dumped)

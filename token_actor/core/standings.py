@@ -1,0 +1,70 @@
+"""Standings: how the limits that cover a call stand towards what it may cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from token_actor.core.usage import SEPARATOR
+
+if TYPE_CHECKING:
+    from token_actor.core.limit_table import Meter
+
+
+class Standing(NamedTuple):
+    """Say how one limit stands towards one cost."""
+
+    meter: Meter
+    scope: str
+    cost: int
+    used: int
+    reserved: int
+
+    @property
+    def remaining(self) -> int:
+        """Return what can still be granted."""
+        return max(0, self.meter.limit.capacity - self.used - self.reserved)
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether the cost can be granted now; nothing always can."""
+        return self.cost <= self.remaining
+
+    @property
+    def never(self) -> bool:
+        """Tell whether the cost is more than can ever be granted at once."""
+        return self.cost > self.meter.limit.capacity
+
+    @property
+    def enforced(self) -> bool:
+        """Tell whether the limit refuses, or only tells."""
+        return self.meter.limit.mode == "enforce"
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is taken of how much, and by whom, as a map."""
+        names = zip(self.meter.limit.by, self.scope.split(SEPARATOR), strict=False)
+        return {
+            "scope": {dimension: name or None for dimension, name in names},
+            "amount": self.meter.limit.capacity,
+            "used": self.used,
+            "reserved": self.reserved,
+            "remaining": self.remaining,
+        }
+
+    def tightness(self) -> tuple[int, str]:
+        """Order limits by the share that remains, in millionths."""
+        limit = self.meter.limit
+        return self.remaining * 1_000_000 // max(1, limit.capacity), limit.name
+
+
+def standing_of(meter: Meter, scope: str, cost: int, now_ms: int) -> Standing:
+    """Return how a limit stands towards a cost under one value of ``by``; changes nothing."""
+    counter = meter.find(scope)
+    used, reserved = (0, 0) if counter is None else meter.counters.sums(counter, now_ms)
+    return Standing(meter, scope, cost, used, reserved)
+
+
+def shown(standing: Standing | None) -> dict[str, Any]:
+    """Return the figures of a limit as a decision shows them; ``None`` means that no limit covers the call."""
+    if standing is None:
+        return dict.fromkeys(("limit", "scope", "amount", "used", "reserved", "remaining"))
+    return {"limit": standing.meter.limit.name, **standing.figures()}
