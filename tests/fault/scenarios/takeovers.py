@@ -53,6 +53,8 @@ def _end_leaders(stage: Stage, scale: Scale, turns: tuple[int, int], number: sig
         leader.send(number)
         ended = time.monotonic()
         holder = stage.await_serving(after=holder, since=ended, asking_s=ONE_ANSWER_S)
+        if stage.recovery_ms[-1] > TAKEOVER_MS_MAX:
+            stage.notes.append(f"slow, killed at {time.time():.3f} - {stage.recovery_ms[-1]:.0f} ms: {standby.said()}")
         code = leader.wait()
         if code != (0 if number == signal.SIGTERM else -number):
             stage.broken.append(f"I9: the leader ended with {code}: {leader.said()[-3:]}")
