@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.fault.scenario import SEED, Outcome, add_row, merged, read_rows
@@ -76,8 +77,8 @@ class Soak:
     def run(self) -> list[Outcome]:
         """Run everything, and return what it came to."""
         try:
-            _together([lambda lane=lane: self._lane(lane) for lane in ALONE])
-            beside = [lambda lane=lane: self._lane(lane, simulate=True) for lane in BESIDE]
+            _together([partial(self._lane, lane) for lane in ALONE])
+            beside = [partial(self._lane, lane, simulate=True) for lane in BESIDE]
             _together([self._simulate, *beside])
         except KeyboardInterrupt:
             self._stop()

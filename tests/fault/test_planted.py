@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 
 from tests.fault.planted import BUGS
+from tests.fault.scenario import Scale
 from tests.fault.scenarios.all import SCENARIOS
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
+MINUTES = 0.2  # of faults: a bug that is caught at all is caught soon
 # An actor refuses to start on a log with a gap, which alone would give these away: here it is told to go on.
 ACCEPTING_LOSS = {"trim too early", "destructive read"}
 CAUGHT_BY = {  # the scenario, and the promise that it finds broken
@@ -32,7 +34,8 @@ CAUGHT_BY = {  # the scenario, and the promise that it finds broken
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_caught(bug, forks):
     scenario, promise = CAUGHT_BY[bug]
-    outcome = SCENARIOS[scenario].run(forks, planted=bug, settings={"accept_data_loss": bug in ACCEPTING_LOSS})
+    settings = {"accept_data_loss": bug in ACCEPTING_LOSS}
+    outcome = SCENARIOS[scenario].run(forks, scale=Scale(minutes=MINUTES), planted=bug, settings=settings)
     if outcome.skipped:
         pytest.skip(outcome.skipped)
     assert any(violation.startswith(promise) for violation in outcome.violations), outcome.violations

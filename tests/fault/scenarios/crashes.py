@@ -98,27 +98,26 @@ def _snapshot_steps(stage: Stage, scale: Scale) -> None:
     stage.serve()
     for number in (1, 2):
         stage.start_producer(number)
-    leader = None
-    for again in scale.turns(stage, 1, 10):
-        for nth in range(1, WRITES_MAX):
-            doomed = stage.start_actor(
-                f"doomed-{again}-{nth}", failpoint={"write": "snapshot", "nth": nth}, snapshot_every_ms=20
-            )
-            code = doomed.wait()
-            if code != -signal.SIGKILL:
-                stage.broken.append(f"the actor did not reach write {nth}, it ended with {code}")
-            killed = time.monotonic()
-            stage.faults += 1
-            survivor = stage.start_actor(f"survivor-{again}-{nth}")
-            leader = stage.await_serving(after=leader, since=killed)
-            stage.await_snapshots(survivor, 1)  # a good one in between, so that every write happens again
-            survivor.send(signal.SIGTERM)
-            survivor.wait()
-            if "snapshot" in doomed.actions():  # it had a whole one behind it
-                stage.notes.append(f"{nth - 1} writes are one snapshot")
-                break
-        else:
-            stage.broken.append(f"a snapshot of more than {WRITES_MAX} writes")
+    leader, nth = None, 0
+    for turn in scale.turns(stage, WRITES_MAX, 10 * WRITES_MAX):
+        nth += 1
+        failpoint = {"write": "snapshot", "nth": nth}
+        doomed = stage.start_actor(f"doomed-{turn}", failpoint=failpoint, snapshot_every_ms=20)
+        code = doomed.wait()
+        if code != -signal.SIGKILL:
+            stage.broken.append(f"the actor did not reach write {nth}, it ended with {code}")
+        killed = time.monotonic()
+        stage.faults += 1
+        survivor = stage.start_actor(f"survivor-{turn}")
+        leader = stage.await_serving(after=leader, since=killed)
+        stage.await_snapshots(survivor, 1)  # a good one in between, so that every write happens again
+        survivor.send(signal.SIGTERM)
+        survivor.wait()
+        if "snapshot" in doomed.actions():  # it had a whole one behind it
+            stage.notes.append(f"{nth - 1} writes are one snapshot")
+            if scale.short:
+                return
+            nth = 0
 
 
 def _leader_paused(stage: Stage, scale: Scale) -> None:

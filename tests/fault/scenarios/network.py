@@ -24,8 +24,12 @@ def _lost_replies(stage: Stage, scale: Scale) -> None:
     stage.start_actor(url=actors.url)
     stage.await_serving(noted=False)
     producers.lost_replies, actors.lost_replies = 0.05, 0.01
-    lost = scale.of(200, 5_000)
-    until(lambda: producers.replies_lost + actors.replies_lost >= lost, f"{lost} lost replies", scale.minutes * 60)
+    wanted, ends = scale.of(200, 5_000), time.monotonic() + scale.minutes * 60
+    until(
+        lambda: producers.replies_lost + actors.replies_lost >= wanted or time.monotonic() > ends,
+        f"{wanted} lost replies",
+        2 * scale.minutes * 60,
+    )
     producers.lost_replies = actors.lost_replies = 0.0
     stage.faults += producers.replies_lost + actors.replies_lost
 
@@ -39,7 +43,7 @@ def _latency(stage: Stage, scale: Scale) -> None:
         stage.start_producer(number, url=producers.url)
     actor = stage.start_actor(url=actors.url)
     leader = stage.await_serving(noted=False)
-    for _ in scale.turns(stage, 3, 50):
+    for _ in scale.turns(stage, 1, 50):
         stage.await_entries(20)
         actor.kill()
         killed = time.monotonic()

@@ -11,6 +11,7 @@ from tests.fault.scenarios.damage import fill, mount_small_disk
 from tests.fault.syncs import promises, replies, tracing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tests.fault.cast import Server
@@ -68,14 +69,23 @@ def _damaged(stage: Stage, scale: Scale) -> None:
         stage.await_accepted(1, 600)
         stage.producers[1].kill()
         _bring_back(link, server)
-        known = stage.producers[1].actions().count("spool_damaged")
+        known = _said(stage, 1, "spool_damaged")
         damages[turn % len(damages)](stage)
         stage.faults += 1
         stage.start_producer(1)
-        until(
-            lambda known=known: stage.producers[1].actions().count("spool_damaged") > known,
-            "a producer that says its spool was damaged",
-        )
+        _await_more(stage, {1: known}, "spool_damaged")
+
+
+def _said(stage: Stage, number: int, action: str) -> int:
+    return stage.producers[number].actions().count(action)
+
+
+def _await_more(stage: Stage, known: Mapping[int, int], action: str) -> None:
+    """Wait until one of some producers has said something more often than is known."""
+    until(
+        lambda: any(_said(stage, number, action) > times for number, times in known.items()),
+        f"a producer that says {action!r}",
+    )
 
 
 def _largest(stage: Stage, pattern: str) -> Path:
@@ -119,14 +129,9 @@ def _disk_full(stage: Stage, scale: Scale) -> None:
         stage.await_accepted(1, 100)
         if turn % 2:
             _take_away(link)  # the spools themselves fill what is left
-        known = [stage.producers[number].actions().count("spool_failed") for number in (1, 2)]
+        known = {number: _said(stage, number, "spool_failed") for number in (1, 2)}
         fill(ballast)
-        until(
-            lambda known=known: any(
-                stage.producers[number].actions().count("spool_failed") > known[number - 1] for number in (1, 2)
-            ),
-            "a producer that says its spool takes nothing more",
-        )
+        _await_more(stage, known, "spool_failed")
         stage.faults += 1
         ballast.unlink()
         _bring_back(link, server)

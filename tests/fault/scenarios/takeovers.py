@@ -17,7 +17,7 @@ AS_SHIPPED: Final[dict[str, Any]] = {
     "lease_ms": 2_000,
     "block_ms": 250,
     "standby_block_ms": 50,
-    "snapshot_every_ms": 1_000,
+    "snapshot_every_ms": 200,
     "snapshot_every_entries": 1_000_000,
 }
 TAKEOVER_MS_MAX: Final = 3_000  # P7
@@ -54,12 +54,14 @@ def _end_leaders(stage: Stage, scale: Scale, turns: tuple[int, int], number: sig
         ended = time.monotonic()
         holder = stage.await_serving(after=holder, since=ended, asking_s=ONE_ANSWER_S)
         if stage.recovery_ms[-1] > TAKEOVER_MS_MAX:
-            stage.notes.append(f"slow, killed at {time.time():.3f} - {stage.recovery_ms[-1]:.0f} ms: {standby.said()}")
+            stage.notes.append(f"{stage.recovery_ms[-1]:.0f} ms until {time.time():.3f}: {standby.said()}")
         code = leader.wait()
         if code != (0 if number == signal.SIGTERM else -number):
             stage.broken.append(f"I9: the leader ended with {code}: {leader.said()[-3:]}")
         stage.faults += 1
-        leader, standby = standby, _start_standby(stage, f"leader-{turn + 2}")
+        leader = standby
+        stage.await_snapshots(leader, 1)  # so that the next one has little to read until it is hot
+        standby = _start_standby(stage, f"leader-{turn + 2}")
     stage.notes.append(f"{standby.pid} stood by at the end")
 
 
