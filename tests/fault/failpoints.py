@@ -100,7 +100,7 @@ class _FailingConnection:
         if place is not None and self._owner.failpoint.when == "guarded":
             self._reach_before_it_is_done()
         outcomes = self._connection.write_if(guard, holds, operations)
-        if place is not None and self._owner.failpoint.when == "after":
+        if place is not None and (self._owner.failpoint.when == "after" or self._is_still_to_reach()):
             self._owner.failpoint.reach()
         return outcomes
 
@@ -116,6 +116,10 @@ class _FailingConnection:
             return original(*commands)
 
         connection._conversation = conversation
+
+    def _is_still_to_reach(self) -> bool:
+        """Tell whether there was nothing between a look at the guard and the write: then it is reached after it."""
+        return vars(self._connection).pop("_conversation", None) is not None
 
     def _place(self, operations: Sequence[Operation]) -> int | None:
         for place, operation in enumerate(operations):

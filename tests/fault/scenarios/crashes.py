@@ -18,8 +18,8 @@ WRITES_MAX: Final = 120  # of one small snapshot
 PAUSES: Final = [
     {"write": write, "when": when}
     for write, when in (
-        ("Append:snapshots", "guarded"),
         ("Append:snapshots", "before"),
+        ("Append:snapshots", "guarded"),
         ("TrimBelow:log", "guarded"),
         ("Append:snapshots", "after"),
         ("Put:chunk", "before"),
