@@ -205,8 +205,9 @@ def test_a_token_that_stays_the_same_stands_for_the_same_bytes(small_blocks, mon
 def test_a_state_of_another_version_is_refused(version):
     state = state_of(Ledger())
     state["head"][0]["version"] = version
-    told = f"^the snapshot has version {version!r}, this program reads {STATE_VERSION}$"
-    with pytest.raises(SnapshotError, match=told):
+    with pytest.raises(
+        SnapshotError, match=f"^the snapshot has version {version!r}, this program reads {STATE_VERSION}$"
+    ):
         snapshot.restore(state)
 
 
