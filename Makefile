@@ -38,12 +38,12 @@ test: setup-dev ## all tests, with branch coverage
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest --cov --cov-report= || { rm -f .coverage; exit 1; }
 
-faults: setup-dev ## kill, pause, cut off and fill real processes; every number must stay right (4 minutes)
+faults: setup-dev ## kill, pause, cut off and fill real processes; every number must stay right (6 minutes)
 	@echo '== faults'
-	@$(BIN)/python -m pytest -m fault --no-cov tests/fault
+	@$(BIN)/python -m pytest -m fault --no-cov tests/sim tests/fault
 
-soak: setup-dev ## the same for long, 1,000 kills of the actor; MINUTES=20 bounds each scenario
-	@$(BIN)/python -m tests.fault --long --minutes $(or $(MINUTES),20)
+soak: setup-dev ## the same for long, 1,000 kills of the actor; MINUTES=25 says how long; rows in build/soak.jsonl
+	@$(BIN)/python -m tests.fault --long --minutes $(or $(MINUTES),25)
 
 check: lint types imports sizes texts coverage ## everything CI checks besides the tests
 	@echo '== all checks passed'

@@ -21,13 +21,24 @@ from token_actor.embedded import HOST, PORT_FIRST, PORT_LAST, _binary
 from token_actor.transport.redis import RedisConnector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from token_actor.transport.redis import RedisConnection
 
+ROOT: Final = Path(__file__).parents[2]
 TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.005
-FAKETIME: Final = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+FAKETIMES: Final = (  # where distributions and people put it
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+    "/usr/local/lib/faketime/libfaketimeMT.so.1",
+)
+ALONE: Final = (  # a process that is no fork, because what is loaded before it starts is its fault
+    "import json, sys; from tests.fault.forkserver import ROLES, hold_signals; hold_signals();"
+    "sys.exit(ROLES[sys.argv[1]](json.loads(sys.argv[2])))"
+)
 SERVER_OPTIONS: Final = {
     "bind": HOST,
     "daemonize": "no",
@@ -135,17 +146,16 @@ class ForkServer:
 
     def __init__(self) -> None:
         """Start the warm process; the first fork waits for its imports."""
-        root = Path(__file__).parents[2]
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TOKEN_ACTOR_")},
-            "PYTHONPATH": os.pathsep.join([str(root), str(root / "workers"), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "workers"), os.environ.get("PYTHONPATH", "")]),
             "OPENBLAS_NUM_THREADS": "1",  # threads would not survive the fork
         }
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "tests.fault.forkserver"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=root,
+            cwd=ROOT,
             env=environment,
         )
         self._changed = threading.Condition()
@@ -190,6 +200,14 @@ class ForkServer:
                 self._children[pid] = child
         return child
 
+    def start_alone(
+        self, said: Path, role: str, spec: Mapping[str, Any], *, env: Mapping[str, str], under: Sequence[str] = ()
+    ) -> Child:
+        """Start a process of a role that loads everything itself, ``under`` another program if need be."""
+        argv = [*under, sys.executable, "-c", ALONE, role, json.dumps(spec)]
+        path = os.pathsep.join([str(ROOT), str(ROOT / "workers"), os.environ.get("PYTHONPATH", "")])
+        return self.start(said, env={"PYTHONPATH": path, **env}, argv=argv, cwd=str(ROOT))
+
     def _listen(self) -> None:
         assert self._popen.stdout is not None
         for line in self._popen.stdout:
@@ -213,6 +231,7 @@ class Server:
         self.data_dir = data_dir
         self.options = {**SERVER_OPTIONS, **{name.replace("_", "-"): value for name, value in options.items()}}
         self.env: dict[str, str] = {}
+        self.under: Sequence[str] = ()  # a program that runs it
         self.port = _free_port()
         self.process: Child | None = None
 
@@ -232,7 +251,7 @@ class Server:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         config = "".join(f"{name} {value}\n" for name, value in {**self.options, "port": str(self.port)}.items())
         (self.data_dir / "valkey.conf").write_text(config)
-        argv = [str(_binary()), "valkey.conf"]
+        argv = [*self.under, str(_binary()), "valkey.conf"]
         self.process = self._forks.start(
             self.data_dir.with_suffix(".log"), env=self.env, argv=argv, cwd=str(self.data_dir)
         )

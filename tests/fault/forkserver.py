@@ -19,15 +19,18 @@ from tests.fault import actor_process, producer_process
 ROLES = {"actor": actor_process.main, "producer": producer_process.main}
 
 
+def hold_signals() -> None:
+    """Let requests to stop wait until a process is ready to take them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+
+
 def main() -> None:
     """Serve requests to fork until stdin ends."""
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1]
-    )  # a child takes it when it is ready to, not before
+    hold_signals()
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: set[int] = set()
     pending = b""

@@ -161,6 +161,20 @@ def _destructive_read(stack: ExitStack) -> None:
     stack.enter_context(patch.object(RedisConnection, "read", read))
 
 
+def _fsync_removed(stack: ExitStack) -> None:
+    """The spool leaves it to the system when its bytes reach the disk."""
+    from token_actor.client import slots
+
+    original = slots._connect
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        database = original(*arguments, **options)
+        database.execute("PRAGMA synchronous = OFF")
+        return database
+
+    stack.enter_context(patch.object(slots, "_connect", connect))
+
+
 def _ttl_only_lease(stack: ExitStack) -> None:
     """Who holds the key leads; epochs do not grow, and nobody looks whose key it is when he renews it."""
     from token_actor.actor.leadership import Leadership
@@ -194,4 +208,5 @@ BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "seq reset at restart": _seq_reset_at_restart,
     "float tokens": _float_tokens,
     "destructive read": _destructive_read,
+    "fsync removed": _fsync_removed,
 }

@@ -33,12 +33,16 @@ class Producer:
     """Record chunks of events at a pace."""
 
     def __init__(self, spec: Mapping[str, Any], client: TokenClient) -> None:
-        """``spec``: ``number``, ``journal``, ``chunk``, ``every_ms``, ``events_max``, ``message_ids``."""
+        """``spec``: ``number``, ``journal``, ``chunk``, ``every_ms``, ``events_max``, ``message_ids``, ``promise``.
+
+        Events are promised once the log has them; with the promise ``spool`` once the disk has them.
+        """
         self._number: int = spec["number"]
         self._message_ids: bool = spec.get("message_ids", False)
         self._path = Path(spec["journal"])
         self._journal = Journal(self._path)
         self._client = client
+        self._promised = self._saved if spec.get("promise") == "spool" else self._flush
         self._quiet = False
         self._stopped = False
 
@@ -54,7 +58,7 @@ class Producer:
             self._journal.attempts(first, k, at_ms)
             for event in range(first, k + 1):
                 self._record(event, at_ms)
-            if self._flush(FLUSH_S):
+            if self._promised(FLUSH_S):
                 self._journal.accepted(first, k)
             self._pause(every_ms)
         if not self._flush(LAST_FLUSH_S):
@@ -100,6 +104,16 @@ class Producer:
                     return False
             else:
                 return True
+
+    def _saved(self, timeout_s: float) -> bool:
+        """Wait until the spool has it, wherever the log is; the client says so to nobody but itself."""
+        sender = self._client._engine._sender
+        saved = False
+        while not saved and not self._quiet:
+            with sender._changed:
+                saved = sender._changed.wait_for(lambda: sender._delivery.saved >= sender._recorded, timeout_s)
+            self._pause(0)
+        return saved
 
     def _pause(self, every_ms: float) -> None:
         """Wait for a while, or for the request to stop."""

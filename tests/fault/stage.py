@@ -21,7 +21,7 @@ from token_actor.transport.ports import FIRST
 from token_actor.wire.keys import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from token_actor.transport.ports import Connection
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAMESPACE: Final = "fault"
 SPOOL_S: Final = 30.0  # a lost batch is noticed by the next question of its owner, and deleted after the next snapshot
 ASKING_S: Final = 2.0  # then it is looked whether there is anybody left to answer
+COUNTED_S: Final = 600.0  # ten million events on a machine that does much else
 SERVING_MS_MAX: Final = 10_000  # I9, unless a scenario says otherwise
 # Small, so that everything that an actor does from time to time happens between two faults.
 ACTOR_SETTINGS: Final = {
@@ -42,8 +43,20 @@ ACTOR_SETTINGS: Final = {
 class Stage:
     """Hold everything one scenario has started, and end all of it with the block."""
 
-    def __init__(self, forks: ForkServer, directory: Path, *, seed: int, planted: str | None = None) -> None:
-        """Prepare an empty stage; ``planted`` is the bug that every process here runs with."""
+    def __init__(
+        self,
+        forks: ForkServer,
+        directory: Path,
+        *,
+        seed: int,
+        planted: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepare an empty stage; ``planted`` is the bug that every process here runs with.
+
+        ``settings`` are those of all actors, unless a scenario says otherwise.
+        """
+        self._settings = dict(settings or {})
         self.directory = directory
         self.random = Random(seed)
         self.keys = Keys(NAMESPACE)
@@ -79,9 +92,11 @@ class Stage:
 
     # --- the server --------------------------------------------------------------------------------
 
-    def serve(self, name: str = "server", **options: str) -> Server:
+    def serve(self, name: str = "server", *, under: Sequence[str] = (), **options: str) -> Server:
         """Start a server; the first one is the one that everything else uses unless told otherwise."""
-        server = self.new_server(name, **options).start()
+        server = self.new_server(name, **options)
+        server.under = under
+        server.start()
         if len(self._servers) == 1:
             self.server = server
         return server
@@ -138,21 +153,41 @@ class Stage:
     # --- actors ------------------------------------------------------------------------------------
 
     def start_actor(
-        self, name: str = "actor", *, url: str | None = None, failpoint: dict[str, Any] | None = None, **settings: Any
+        self,
+        name: str = "actor",
+        *,
+        url: str | None = None,
+        failpoint: dict[str, Any] | None = None,
+        alone_with: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> Child:
-        """Start an actor."""
+        """Start an actor; with an environment of its own it is no fork, and takes a second."""
         spec = {
             "url": url or self.server.url,
             "namespace": NAMESPACE,
-            "settings": {**ACTOR_SETTINGS, **settings},
+            "settings": {**ACTOR_SETTINGS, **self._settings, **settings},
             "failpoint": failpoint,
         }
-        actor = self._forks.start(self.directory / f"{name}.log", role="actor", spec=spec, env=self._env)
+        said = self.directory / f"{name}.log"
+        if alone_with is None:
+            actor = self._forks.start(said, role="actor", spec=spec, env=self._env)
+        else:
+            actor = self._forks.start_alone(said, "actor", spec, env={**self._env, **alone_with})
         self.actors.append(actor)
         return actor
 
-    def await_serving(self, *, after: str | None = None, since: float | None = None, noted: bool = True) -> str:
-        """Wait until somebody else than ``after`` answers; return who, and note how long that took."""
+    def await_serving(
+        self,
+        *,
+        after: str | None = None,
+        since: float | None = None,
+        noted: bool = True,
+        asking_s: float = ASKING_S,
+    ) -> str:
+        """Wait until somebody else than ``after`` answers; return who, and note how long that took.
+
+        ``asking_s`` is the patience of one question; then it is looked whether there is anybody left to answer.
+        """
         since = time.monotonic() if since is None else since
         while True:
             if time.monotonic() - since > 6 * SERVING_MS_MAX / 1000:
@@ -160,7 +195,7 @@ class Stage:
             if not any(actor.alive for actor in self.actors):
                 raise NotSeenError(f"every actor has ended: {self.last_words()}")
             try:
-                status = self.client.status(timeout_s=ASKING_S)
+                status = self.client.status(timeout_s=asking_s)
             except (ActorUnavailable, TransportError):
                 continue
             holder: str = status["holder"]
@@ -231,26 +266,31 @@ class Stage:
             "namespace": NAMESPACE,
             **spec,
             "number": number,
-            "journal": str(self._journal(number)),
+            "journal": str(self.journal(number)),
         }
         said = self.directory / f"producer-{number}.log"
-        self.producers[number] = self._forks.start(
-            said, role="producer", spec=full, env={**self._env, PRODUCER: str(number)}
-        )
+        env = {**self._env, PRODUCER: str(number)}
+        if under := full.pop("under", None):
+            child = self._forks.start_alone(said, "producer", full, env=env, under=under)
+        else:
+            child = self._forks.start(said, role="producer", spec=full, env=env)
+        self.producers[number] = child
         return self.producers[number]
 
-    def _journal(self, number: int) -> Path:
+    def journal(self, number: int) -> Path:
+        """Return where a producer writes down the truth; the test itself may be one."""
+        self._specs.setdefault(number, {})
         return self.directory / f"producer-{number}.truth"
 
     def truths(self) -> list[Truth]:
         """Return what every producer has written down so far."""
-        return [Truth.read(number, self._journal(number)) for number in sorted(self._specs)]
+        return [Truth.read(number, self.journal(number)) for number in sorted(self._specs)]
 
     def await_accepted(self, number: int, more: int) -> None:
         """Wait until a producer has been promised so many events more."""
 
         def accepted() -> int:
-            return int(Truth.read(number, self._journal(number)).accepted.sum())
+            return int(Truth.read(number, self.journal(number)).accepted.sum())
 
         target = accepted() + more
         until(lambda: accepted() >= target, f"{more} more events of producer {number}", poll_s=0.01)
@@ -284,6 +324,17 @@ class Stage:
         state = self.connection.stream_state(self.keys.log)
         if state is not None:
             until(lambda: self._offset() >= _pair(state.last_id.decode()), "the log counted to its end", poll_s=0.02)
+
+    def await_counted(self, events: int) -> None:
+        """Wait until so many events are counted."""
+        with suppress(ActorUnavailable):  # nobody leads yet
+            self.await_serving(noted=False)
+        until(
+            lambda: self.client.analytics(stale_ok=True, timeout_s=COUNTED_S)["requests"] >= events,
+            f"{events} events counted",
+            COUNTED_S,
+            poll_s=0.5,
+        )
 
     def _offset(self) -> tuple[int, int]:
         return _pair(self.client.status()["offset"])

@@ -215,11 +215,15 @@ class Story:
         if not (all(p.settled for p in self.producers) and all(w.settled for w in self.writers)):
             return False
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
-        last = b"0-0" if stream is None else stream.state().last_id
-        if not all(actor.offset == last for actor in self.actors) or sum(actor.leads for actor in self.actors) != 1:
+        if None in [actor.offset for actor in self.actors] or sum(actor.leads for actor in self.actors) != 1:
             return False
         one, other = (actor.position for actor in self.actors)
-        return one == other
+        if stream is None:
+            return one == other and one.offset == b"0-0"
+        state = stream.state()
+        # Of a log that was trimmed to nothing, what was lost is known by its number alone.
+        at_its_end = one.offset == state.last_id or (not state.length and one.entries == state.entries_added)
+        return one == other and at_its_end
 
     def _judge(self, settled: bool) -> None:
         verdict, truth = self.verdict, self.truth

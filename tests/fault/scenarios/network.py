@@ -24,26 +24,33 @@ def _lost_replies(stage: Stage, scale: Scale) -> None:
     stage.start_actor(url=actors.url)
     stage.await_serving(noted=False)
     producers.lost_replies, actors.lost_replies = 0.05, 0.01
-    lost = scale.of(200, 5_000)
-    until(lambda: producers.replies_lost + actors.replies_lost >= lost, f"{lost} lost replies", scale.minutes * 60)
+    wanted, ends = scale.of(200, 5_000), time.monotonic() + scale.minutes * 60
+    until(
+        lambda: producers.replies_lost + actors.replies_lost >= wanted or time.monotonic() > ends,
+        f"{wanted} lost replies",
+        2 * scale.minutes * 60,
+    )
     producers.lost_replies = actors.lost_replies = 0.0
     stage.faults += producers.replies_lost + actors.replies_lost
 
 
 def _latency(stage: Stage, scale: Scale) -> None:
-    """Let everything take 30 ms more each way, so that the actor works on what is long past, and kill it."""
+    """Let everything take 30 ms more each way, so that the actor works on what is long past, and kill it.
+
+    With the lease that ships: one that is shorter than a turn of ten round trips would lapse in every turn.
+    """
     server = stage.serve()
     producers, actors = stage.link(server), stage.link(server)
     producers.latency_ms = actors.latency_ms = 30
     for number in (1, 2):
         stage.start_producer(number, url=producers.url)
-    actor = stage.start_actor(url=actors.url)
+    actor = stage.start_actor(url=actors.url, lease_ms=2_000)
     leader = stage.await_serving(noted=False)
-    for _ in range(scale.of(3, 50)):
+    for _ in scale.turns(stage, 1, 50):
         stage.await_entries(20)
         actor.kill()
         killed = time.monotonic()
-        actor = stage.start_actor(url=actors.url)
+        actor = stage.start_actor(url=actors.url, lease_ms=2_000)
         leader = stage.await_serving(after=leader, since=killed)
         stage.faults += 1
 
@@ -58,7 +65,7 @@ def _silence(stage: Stage, scale: Scale, *, half_open: bool) -> None:
     for number in (1, 2):
         stage.start_producer(number)
     links = [first, second]
-    for _ in range(scale.of(3, 30)):
+    for _ in scale.turns(stage, 3, 30):
         stage.await_entries(stage.random.randrange(10, 60))
         if half_open:
             links[0].half_open()
@@ -96,7 +103,7 @@ def _producers_cut_off(stage: Stage, scale: Scale) -> None:
     link = stage.link(server)
     for number in (1, 2):
         stage.start_producer(number, url=link.url)
-    for _ in range(scale.of(1, 20)):
+    for _ in scale.turns(stage, 1, 20):
         stage.await_entries(30)
         link.black_hole()
         _await_accepted_connection(link)
