@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.sim.fleet import ActorPlayer, HandWriter, SpoolProducer, Truth, counted
+from tests.sim.fleet import OUTPUT_TOKENS, ActorPlayer, HandWriter, SpoolProducer, Truth, counted
 from tests.sim.world import T0_MS, Odds, World
 from token_actor.actor.manifests import state_digest
 from token_actor.actor.snapshots import digests_now
@@ -241,6 +241,12 @@ class Story:
         verdict.twice = sorted(number for number, times in found.items() if times > 1)
         verdict.invented = sorted(found.keys() - truth.attempted)
         ledger = leading[0].ledger
+        tokens, events_tokens = (
+            ledger.total()["output_tokens"],
+            sum(n * times for n, times in found.items()) * OUTPUT_TOKENS,
+        )
+        if tokens != events_tokens:
+            verdict.problems.append(f"{tokens} output tokens in total, {events_tokens} of the events")
         differences = answer(ledger, "books", {}, 0)["differences"]
         if differences:
             verdict.problems.append(f"books do not balance: {differences}")
