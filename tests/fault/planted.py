@@ -183,6 +183,11 @@ def _ttl_only_lease(stack: ExitStack) -> None:
         stack.enter_context(patch.object(Leadership, name, bug))
 
 
+def _reservation_never_expires(stack: ExitStack) -> None:
+    """Nothing that is reserved is ever due."""
+    stack.enter_context(patch("token_actor.core.reservations.Reservations._due_ms", lambda self: None))
+
+
 BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "dedupe off": _dedupe_off,
     "trim too early": _trim_too_early,
@@ -194,4 +199,5 @@ BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "seq reset at restart": _seq_reset_at_restart,
     "float tokens": _float_tokens,
     "destructive read": _destructive_read,
+    "reservation never expires": _reservation_never_expires,
 }

@@ -17,7 +17,7 @@ import pytest
 
 from tests.fault.planted import BUGS as SHARED
 from tests.sim.story import Story, Verdict
-from tests.sim.world import Killed, Link
+from tests.sim.world import Link
 from token_actor.actor.leadership import Leadership
 from token_actor.client.store import MemoryDisk, MemoryStore
 from token_actor.errors import ServerRefused
