@@ -58,6 +58,18 @@ def test_every_environment_variable_is_in_the_operations_guide(variable):
     assert f"`{variable}`" in OPERATIONS
 
 
+CODE = "".join(
+    path.read_text() for part in ("actor", "client", "cli") for path in (ROOT / "token_actor" / part).glob("*.py")
+)
+
+
+@pytest.mark.parametrize(
+    "action", sorted(set(re.findall(r'(?:"action": |action = |else |warn\()"([a-z]+_\w+)"', CODE)))
+)
+def test_every_action_of_a_line_of_the_log_is_in_the_operations_guide(action):
+    assert f"`{action}`" in OPERATIONS
+
+
 def test_the_architecture_can_be_read_in_one_sitting():
     assert len((ROOT / "docs/ARCHITECTURE.md").read_text().splitlines()) <= 150
 

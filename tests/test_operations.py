@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from tests.actor.conftest import Stage
 from tests.makers import columns, event
 from token_actor import TokenClient
 from token_actor.actor.manifests import list_manifests
@@ -120,6 +121,14 @@ class Deployment:
         self.stop()
         self.start()
 
+    def save(self):
+        """Let another actor take a snapshot, between two that do not."""
+        self.stop()
+        stage = Stage(self._connector, self.namespace)
+        stage.saved()
+        stage.close()
+        self.start()
+
     def close(self):
         self.stop()
         self.client.close()
@@ -228,7 +237,7 @@ def test_an_actor_that_is_far_behind_is_a_warning():
 def test_an_old_snapshot_is_a_warning_only_when_there_is_more_to_take(deployment):
     deployment.client.record(1)
     deployment.client.analytics()
-    deployment.restart()
+    deployment.save()
     later_ms = 10**14
     assert deployment.findings(now_ms=later_ms)["snapshots"].level == "ok"
     deployment.client.record(1)
@@ -306,11 +315,11 @@ def test_dead_letters_duplicates_and_resets_are_part_of_the_proof(deployment):
     client.record(2, message_id="a", session="s")
     client.flush()
     client.manager(session="s").reset()
-    deployment.restart()
+    deployment.save()
     client.record(5)
     (found,) = verify.verify(client, deployment.connection, deployment.namespace)
     assert found.balanced
-    assert found.snapshot == "1-1"
+    assert found.snapshot == "2-1"
     assert found.replayed == 1
     assert found.total["requests"] == 2
 
@@ -324,7 +333,7 @@ def test_a_snapshot_that_overtakes_the_answer_is_asked_about_again(deployment, m
     def books(**more):
         if not answers:
             return type(client).books(client, **more)
-        deployment.restart()
+        deployment.save()
         return answers.pop()
 
     client.record(1)
@@ -338,7 +347,7 @@ def test_a_snapshot_that_overtakes_the_answer_is_asked_about_again(deployment, m
 def test_a_log_that_was_trimmed_under_the_rebuild_is_read_again(deployment, monkeypatch):
     deployment.client.record(1)
     deployment.client.analytics()
-    deployment.restart()
+    deployment.save()
     lists = [[]]
     real = verify.list_manifests
     monkeypatch.setattr(verify, "list_manifests", lambda *keys: lists.pop() if lists else real(*keys))
@@ -350,7 +359,7 @@ def test_a_log_that_was_trimmed_under_the_rebuild_is_read_again(deployment, monk
 def test_a_proof_that_is_overtaken_again_and_again_is_given_up(deployment, monkeypatch):
     deployment.client.record(1)
     deployment.client.analytics()
-    deployment.restart()
+    deployment.save()
     monkeypatch.setattr(verify, "list_manifests", lambda *keys: [])
     with pytest.raises(SnapshotError, match="faster than they could be read"):
         verify.verify(deployment.client, deployment.connection, deployment.namespace)
@@ -365,7 +374,7 @@ def with_snapshots(deployment, count):
     for _ in range(count):
         deployment.client.record(1, message_id=None, session="s")
         deployment.client.analytics()
-        deployment.restart()
+        deployment.save()
 
 
 def test_without_a_snapshot_there_is_no_state_hash(deployment):
@@ -376,7 +385,7 @@ def test_without_a_snapshot_there_is_no_state_hash(deployment):
     assert found.state_source == "nothing to compare: there is no snapshot yet"
 
 
-@pytest.mark.parametrize(("count", "source"), [(1, "the whole log"), (2, "snapshot 1-1 and the log")])
+@pytest.mark.parametrize(("count", "source"), [(1, "the whole log"), (2, "snapshot 2-1 and the log")])
 def test_the_newest_snapshot_is_what_the_log_comes_to(deployment, count, source):
     with_snapshots(deployment, count)
     found = state_of_snapshots(deployment)
@@ -407,7 +416,7 @@ def test_a_snapshot_that_the_log_does_not_come_to_is_found_out_by_its_segments(d
     assert figures >= {"segment series/0", "segment rows/0", "segment recent/0", "segment head"}
     assert found.state_hash != found.state_hash_replayed
     assert {d.way for d in found.differences if "segment" in d.figure} == {
-        "state rebuilt from snapshot 1-1 and the log"
+        "state rebuilt from snapshot 2-1 and the log"
     }
 
 
@@ -447,14 +456,15 @@ def test_a_namespace_is_removed_with_everything_in_it(deployment):
     deployment.client.record(1)
     deployment.append(b"j", b"{")
     deployment.client.analytics()
+    deployment.save()
     deployment.stop()
     connection, keys = deployment.connection, deployment.keys
     assert places.leader_of(connection, keys) is None
-    assert connection.get(keys.chunk(b"1-1", 0)) is not None
+    assert connection.get(keys.chunk(b"2-1", 0)) is not None
     places.remove_namespace(connection, deployment.namespace)
     assert places.partition_count(connection, deployment.namespace) is None
     assert places.end_of_log(connection, keys) == b"0-0"
-    assert connection.get(keys.chunk(b"1-1", 0)) is None
+    assert connection.get(keys.chunk(b"2-1", 0)) is None
 
 
 def test_a_removal_that_is_refused_is_raised():
@@ -478,3 +488,10 @@ def test_counted_up_to_compares_ids_as_numbers(deployment):
     end = places.end_of_log(deployment.connection, deployment.keys)
     assert places.counted_up_to(deployment.client, end, timeout_s=5)
     assert not places.counted_up_to(deployment.client, b"99999999999999-0", timeout_s=5)
+
+
+def test_nobody_leads_once_the_lease_is_given_back(deployment):
+    deployment.client.status()
+    assert places.leader_of(deployment.connection, deployment.keys).startswith("1:")
+    deployment.stop()
+    assert places.leader_of(deployment.connection, deployment.keys) is None

@@ -112,6 +112,8 @@ class TestOptions:
             ("timeout_s", 0),
             ("lines_max", 0),
             ("resend_share", 2),
+            ("spool_bytes_max", 0),
+            ("spool_full", "drop"),
         ],
     )
     @pytest.mark.parametrize("face", [TokenClient, AsyncTokenClient])
@@ -134,6 +136,32 @@ class TestOptions:
         with TokenClient("memory://", tenant="t", agent="a") as client:
             client.record(1)
             assert client.analytics(tenant="t", agent="a")["requests"] == 1
+
+
+class TestSpools:
+    def test_a_folder_that_is_given_goes_before_the_environment(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TOKEN_ACTOR_SPOOL_DIR", str(tmp_path / "environment"))
+        with TokenClient("memory://", spool_dir=str(tmp_path / "given")) as client:
+            client.record(1)
+            client.flush()
+        assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+    def test_the_environment_names_the_folder_where_nothing_else_does(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TOKEN_ACTOR_SPOOL_DIR", str(tmp_path / "environment"))
+        with TokenClient("memory://", spool_bytes_max=1_000_000, spool_full="raise") as client:
+            client.record(1)
+            client.flush()
+        assert [path.name for path in tmp_path.iterdir()] == ["environment"]
+
+    def test_an_empty_name_means_none_whatever_the_environment_says(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TOKEN_ACTOR_SPOOL_DIR", str(tmp_path / "environment"))
+        with TokenClient("memory://", spool_dir="") as client:
+            client.record(1)
+            client.flush()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_any_nothing_is_kept_on_disk(self):
+        assert TokenClient("memory://")._engine.settings.spool_dir is None
 
 
 class TestInMemory:

@@ -6,7 +6,9 @@ import pytest
 import redis
 
 from tests.acceptance.program import Program, last_line, run, serving
+from tests.actor.conftest import Stage
 from token_actor import TokenClient
+from token_actor.transport.redis import RedisConnector
 from token_actor.wire.keys import Keys
 
 LEVELS = ("ok", "warning", "problem")
@@ -20,10 +22,10 @@ def record(url, namespace, count):
         return client.analytics()["requests"]
 
 
-def remove_last_entry(url, namespace):
+def remove_entry(url, namespace, from_the_end):
     with redis.Redis.from_url(url) as server:
         log = Keys(namespace).log
-        ((entry_id, _),) = server.xrevrange(log, count=1)
+        entry_id, _ = server.xrevrange(log, count=from_the_end)[-1]
         server.xdel(log, entry_id)
 
 
@@ -42,18 +44,22 @@ def test_an_entry_removed_after_it_was_counted_makes_the_rebuild_differ(server_u
         record(server_url, namespace, 10)
         actor.popen.terminate()
         assert actor.end()[0] == 0
+    stage = Stage(RedisConnector(server_url), namespace)
+    stage.saved()
+    stage.close()
     with serving(*where):
         assert record(server_url, namespace, 10) == 20
-        remove_last_entry(server_url, namespace)
+        assert record(server_url, namespace, 10) == 30
+        remove_entry(server_url, namespace, from_the_end=2)
         verified = ask("verify", *where, code=1)
         done = run("verify", *where)
     assert verified["balanced"] is False
     found = {d["figure"]: (d["actor"], d["other"]) for d in verified["partitions"][0]["differences"]}
-    assert found["total.requests"] == (20, 10)
-    assert found["total.input_tokens"] == (2_000, 1_000)
-    assert found["entries"] == (2, 1)
+    assert found["total.requests"] == (30, 20)
+    assert found["total.input_tokens"] == (3_000, 2_000)
+    assert found["entries"] == (3, 2)
     assert done.returncode == 1
-    assert "the books do not balance: total.input_tokens is 2000 to the actor and 1000" in last_line(done)
+    assert "the books do not balance: total.input_tokens is 3000 to the actor and 2000" in last_line(done)
     assert "total.input_tokens" in done.stdout
 
 
@@ -61,7 +67,7 @@ def test_a_log_with_a_hole_and_no_snapshot_cannot_be_proved(server_url, namespac
     where = ("--redis", server_url, "--namespace", namespace)
     with serving(*where):
         record(server_url, namespace, 10)
-        remove_last_entry(server_url, namespace)
+        remove_entry(server_url, namespace, from_the_end=1)
         verified = ask("verify", *where, code=1)
     assert "entries of the log were removed" in verified["partitions"][0]["problem"]
 

@@ -13,14 +13,14 @@ from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.actor.snapshots import digests_now
 from token_actor.client.recording import make_event
 from token_actor.transport.memory import MemoryServer
-from token_actor.transport.ports import Append
+from token_actor.transport.ports import Append, Delete
 from token_actor.transport.redis import RedisConnector
 from token_actor.wire.batches import encode_batch
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import COMMAND_FIELD, Answer, DeadLetter, Question, encode_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from token_actor.actor.manifests import Position
     from token_actor.transport.ports import Connection, Connector, Entry, StreamState
@@ -56,6 +56,7 @@ class Script:
         def look(turns: int = TURNS_MAX) -> None:
             assert turns, "it did not happen"
             if not reached():
+                self.advance(LEASE_MS // 20)
                 self._steps.append(lambda: look(turns - 1))
 
         self._steps.append(look)
@@ -144,6 +145,31 @@ class Stage:
         (outcome,) = self.connection.write([Append(key=key, fields=list(fields))])
         assert isinstance(outcome, bytes)
         return outcome
+
+    # --- what befalls the server ---
+
+    def log_entries(self) -> list[Entry]:
+        """Return the log, as a backup or a replica would have it."""
+        return self.connection.range(self.keys.log, count=100_000)
+
+    def replace_log(self, entries: Sequence[Entry]) -> None:
+        """Put another log in the place of this one, as a restore or a failover does."""
+        self.connection.write([Delete(keys=[self.keys.log])])
+        for entry_id, fields in entries:
+            self.add(entry_id, *fields)
+
+    def add(self, entry_id: bytes, *fields: bytes) -> bytes:
+        """Append an entry under an id of its own."""
+        (outcome,) = self.connection.write([Append(key=self.keys.log, fields=list(fields), entry_id=entry_id)])
+        assert outcome == entry_id
+        return entry_id
+
+    def flush(self) -> None:
+        """Lose everything, as FLUSHALL does."""
+        keys = self.keys
+        names = [keys.log, keys.ask, keys.dead, keys.leader, keys.epoch, keys.snapshots, keys.meta, keys.inbox("c")]
+        chunks = [keys.chunk(b"%d-%d" % (epoch, n), i) for epoch in range(5) for n in range(5) for i in range(20)]
+        self.connection.write([Delete(keys=names + chunks)])
 
     # --- what the actor wrote ---
 

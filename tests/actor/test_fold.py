@@ -79,6 +79,18 @@ def test_nothing_changes_nothing(ledger):
     assert (result.answers, result.dead, ledger.log_ms) == ([], [], 0)
 
 
+def test_a_clock_entry_moves_log_time_and_counts_nothing(ledger):
+    told = clock_entry(START_MS - HOUR_MS, at_ms=START_MS, seq=1)
+    assert dead(ledger, single_entry(input_tokens=1), told) == []
+    assert (ledger.log_ms, total(ledger)) == (START_MS - HOUR_MS, 1)
+
+
+def test_a_clock_entry_that_cannot_be_read_is_a_dead_letter_and_moves_nothing(ledger):
+    bad = entry(b"late", b"t", at_ms=START_MS + HOUR_MS)
+    assert dead(ledger, single_entry(input_tokens=1), bad) == [(bad[0], "decode", [])]
+    assert ledger.log_ms == START_MS
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 

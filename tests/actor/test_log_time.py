@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.actor.conftest import Stage
@@ -17,23 +19,19 @@ class Fleet:
 
     def __init__(self, namespace: str) -> None:
         self.server_off_ms = 0
-        self.stage = Stage(MemoryServer(clock_ms=self._server_ms), namespace)
+        self.stage = Stage(MemoryServer(clock_ms=lambda: self.true_ms + self.server_off_ms), namespace)
         self.leader = self.stage.player("a")
         self.script = self.leader.script
+        self._began_ms = self.script.now_ms
         self.recorded = 0
         self.pass_seconds(3)
 
-    def _server_ms(self) -> int:
-        return self.true_ms + self.server_off_ms
-
     @property
     def true_ms(self) -> int:
-        return self._began_ms + self.script.ticks_ms if hasattr(self, "_began_ms") else 0
+        return self._began_ms + self.script.ticks_ms
 
     def pass_seconds(self, count: int, *, silent: bool = False) -> None:
         """Let time pass, a second for each turn."""
-        if not hasattr(self, "_began_ms"):
-            self._began_ms = self.script.now_ms
         for _ in range(count):
             if not silent:
                 self.stage.batch(input_tokens=1, session="s")
@@ -46,7 +44,7 @@ class Fleet:
         """By how much log time differs from the true time."""
         return self.leader.actor._follower.ledger.log_ms - self.true_ms
 
-    def ask(self, kind: str, **arguments: object) -> dict[str, object]:
+    def ask(self, kind: str, **arguments: Any) -> dict[str, Any]:
         """Ask the leader."""
         self.stage.ask(kind, **arguments)
         self.leader.step(2)
@@ -54,9 +52,9 @@ class Fleet:
         assert result is not None
         return dict(result)
 
-    def window(self, seconds: int) -> object:
+    def window(self, seconds: int) -> int:
         """Return the tokens of the last seconds."""
-        return self.ask("window", window_ms=seconds * SECOND_MS, selector={"session": "s"})["tokens"]
+        return int(self.ask("window", window_ms=seconds * SECOND_MS, selector={"session": "s"})["tokens"])
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class TestATurn:
         player = stage.player("a").step(2)
         player.recorder.calls.clear()
         player.look()
-        assert player.recorder.calls == ["write_if", "stream_state", "read"]
+        assert player.recorder.calls == ["write_if", "write", "get_fields", "stream_state", "read"]
 
     def test_a_busy_turn_is_one_read_and_one_write(self, stage):
         recorder = Recorder(stage.connect())

@@ -334,9 +334,9 @@ class TestGaps:
     def test_it_answers_although_nothing_is_left_of_the_log(self, stage):
         last = [stage.event(input_tokens=1) for _ in range(10)][-1]
         trim_all(stage, last)
-        stage.run(lambda: stage.ask(after=last), nothing, accept_data_loss=True)
+        stage.run(stage.ask, nothing, accept_data_loss=True)
         (status,) = [answer.result for answer in stage.answers()]
-        assert (status["events"], status["lost_entries"], status["offset"]) == (0, 10, last.decode())
+        assert (status["events"], status["lost_entries"]) == (0, 10)
 
     def test_a_loss_that_was_accepted_is_saved_and_needs_not_be_accepted_again(self, stage):
         ids = [stage.event(input_tokens=1) for _ in range(10)]

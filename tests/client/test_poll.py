@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from token_actor.client.poll import Poll
@@ -26,10 +28,11 @@ def connection(server):
     return server.connect()
 
 
-def answer_all(connection):
-    """Answer like an actor would; return how many questions there were."""
+def answer_all(connection, *, ahead=False):
+    """Answer like an actor would; return how many questions there were. ``ahead`` answers the next one, too."""
     questions = [Question.decode(fields[1]) for _, fields in connection.range(KEYS.ask, count=1_000)]
-    for question in questions:
+    following = replace(questions[-1], request_id=str(1 + int(questions[-1].request_id)))
+    for question in [*questions, following] if ahead else questions:
         answer = Answer(request_id=question.request_id, epoch=1, result={"epochs": {}})
         key = KEYS.inbox(question.client)
         connection.write([Append(key=key, fields=[ANSWER_FIELD, answer.encode()])])
@@ -72,12 +75,20 @@ def test_a_server_that_refuses_the_question_is_told(connection):
 def test_after_a_lost_connection_the_inbox_is_read_from_its_beginning(server, connection):
     poll = Poll("ns")
     list(poll.ask(connection, [ASKED]))
-    answer_all(connection)
-    list(poll.ask(connection, [ASKED]))
+    answer_all(connection, ahead=True)
+    assert len(list(poll.ask(connection, [ASKED]))) == 2
     assert poll._read_up_to
     server.go_away()
     with pytest.raises(ServerUnavailable):
         list(poll.ask(connection, [ASKED]))
+    assert poll._read_up_to == {}
+
+
+def test_an_inbox_without_what_is_waited_for_is_read_from_its_beginning_the_next_time(connection):
+    poll = Poll("ns")
+    list(poll.ask(connection, [ASKED]))
+    answer_all(connection)
+    assert len(list(poll.ask(connection, [ASKED]))) == 1
     assert poll._read_up_to == {}
 
 

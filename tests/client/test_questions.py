@@ -470,7 +470,9 @@ class TestTheActorOfItself:
         status = client.status()
         assert status.pop("log_ms") > 0
         assert status.pop("offset").split("-")[0].isdigit()
+        assert status.pop("generation") > 0
         assert status == {
+            "lost_entries": 0,
             "events": 3,
             "duplicates": 0,
             "dead": {},

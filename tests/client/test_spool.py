@@ -11,16 +11,15 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tests.client.harness import ROOT, run_script, start_script, wait_until
+from token_actor.actor.saving import Saving
 from token_actor.client import slots
 from token_actor.client.slots import Slot
 from token_actor.client.spool import open_spool
 from token_actor.client.store import Batch, BatchKey
-from token_actor.core import queries
 from token_actor.errors import BufferFull, ClosedError, LogUnavailable, SetupError, SpoolError, SpoolFull
 from token_actor.operations.spools import look_into
 from token_actor.transport.ports import Delete
@@ -35,19 +34,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def actor_says(monkeypatch):
-    """Let every actor tell what its loop has to add: ``safe``, all it has seen is in a snapshot; ``generation``."""
-    says = SimpleNamespace(safe=False, generation=1)
-    real = queries.QUESTIONS["producer"]
-
-    def told(ledger, arguments, now_ms):
-        answer = real.answer(ledger, arguments, now_ms)
-        for seen in answer["epochs"].values():
-            seen["durable"] = seen["next_seq"] if says.safe else 0
-        return {**answer, "generation": says.generation, "offset": f"{ledger.log_ms}-{2**64 - 1}"}
-
-    monkeypatch.setitem(queries.QUESTIONS, "producer", real._replace(answer=told))
-    return says
+def saves(monkeypatch):
+    """Let no actor take a snapshot before ``saves`` is set."""
+    may_save = threading.Event()
+    step = Saving.step
+    monkeypatch.setattr(Saving, "step", lambda saving: step(saving) if may_save.is_set() else None)
+    return may_save
 
 
 def batch(first_seq=0, events=1, data=b"data", producer=b"p" * 16):
@@ -387,12 +379,12 @@ class TestAClient:
         client.close()
         assert sum(found.events for found in adopt_of(fleet, folder)) == 100
 
-    def test_what_a_snapshot_covers_is_deleted(self, fleet, folder, actor_says):
-        fleet.actor()
+    def test_what_a_snapshot_covers_is_deleted(self, fleet, folder, saves):
+        fleet.actor(snapshot_every_ms=0)
         client = fleet.client(spool_dir=folder)
         client.record(1)
         client.flush()
-        actor_says.safe = True
+        saves.set()
         wait_until(lambda: not client._engine._sender._delivery._outbox.is_kept)
         client.close()
         assert files(folder, "") == []
@@ -422,7 +414,7 @@ class TestAClient:
         client._engine._sender._thread.join()
         assert sum(found.events for found in adopt_of(fleet, folder)) == 50
 
-    def test_a_log_that_was_replaced_gets_everything_that_no_snapshot_covers(self, fleet, folder, actor_says):
+    def test_a_log_that_was_replaced_gets_everything_that_no_snapshot_covers(self, fleet, folder):
         actor = fleet.actor()
         client = fleet.client(spool_dir=folder, batch_events_max=10)
         for _ in range(100):
@@ -432,7 +424,6 @@ class TestAClient:
         keys = fleet.keys()
         actor.stop()
         fleet.connect().write([Delete(keys=[keys.log, keys.snapshots])])
-        actor_says.generation = 2
         fleet.actor()
         wait_until(lambda: client.analytics()["requests"] == 100)
         assert client.status()["missing"] == 0
@@ -447,8 +438,8 @@ class TestAClient:
         assert len(files(folder, ".spool")) == 2
         assert clients[0].analytics()["requests"] == 20
 
-    def test_a_full_spool_blocks_until_there_is_room(self, fleet, folder, actor_says):
-        fleet.actor()
+    def test_a_full_spool_blocks_until_there_is_room(self, fleet, folder, saves):
+        fleet.actor(snapshot_every_ms=0)
         client = fleet.client(spool_dir=folder, spool_bytes_max=2_000, batch_events_max=1)
         recorded = []
 
@@ -461,7 +452,7 @@ class TestAClient:
         thread.start()
         wait_until(lambda: client._engine._sender._delivery.full)
         assert thread.is_alive() or len(recorded) == 50
-        actor_says.safe = True
+        saves.set()
         thread.join(20)
         assert not thread.is_alive()
         client.flush(20)
@@ -581,8 +572,8 @@ class TestAProcessThatIsKilled:
         [("delivery", "Delivery", "_bring"), ("outbox", "Outbox", "acknowledged")],
         ids=["between disk and log", "between log and acknowledgement"],
     )
-    def test_everything_on_its_disk_is_counted_once(self, valkey_fleet, server_url, folder, place, actor_says):
-        valkey_fleet.actor()
+    def test_everything_on_its_disk_is_counted_once(self, valkey_fleet, server_url, folder, place, saves):
+        valkey_fleet.actor(snapshot_every_ms=0)
         text = KILLED.format(**dict(zip(("module", "kind", "method"), place, strict=True)))
         child = start_script(text, server_url, valkey_fleet.namespace, folder, "35")
         child.communicate(timeout=60)
@@ -591,7 +582,7 @@ class TestAProcessThatIsKilled:
         assert left.events >= 10
         heir = direct_client(valkey_fleet, server_url, spool_dir=folder)
         wait_until(lambda: heir.analytics()["requests"] == left.events)
-        actor_says.safe = True
+        saves.set()
         wait_until(lambda: not heir._engine._sender._delivery._outbox.is_kept)
         assert (heir.analytics()["requests"], heir.status()["missing"]) == (left.events, 0)
         heir.close()

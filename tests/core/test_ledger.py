@@ -10,6 +10,7 @@ import pytest
 from tests.makers import (
     DAY_MS,
     HOUR_MS,
+    MINUTE_MS,
     OTHER_PRODUCER,
     PRODUCER,
     START_MS,
@@ -17,6 +18,7 @@ from tests.makers import (
     ask,
     columns,
     event,
+    tell,
     total,
 )
 from token_actor.core.columns import Run, joined
@@ -433,3 +435,38 @@ def test_a_series_takes_no_more_than_its_share_of_memory():
     taken = tracemalloc.get_traced_memory()[0] - before - ring
     assert len(ledger.series) == 10_001
     assert taken / 10_000 < SERIES_BYTES_MAX
+
+
+# --- what a leader tells --------------------------------------------------------------------------
+
+
+def test_what_was_seen_in_a_future_that_is_taken_back_was_seen_now(ledger):
+    apply(ledger, event(1, session="old"), log_ms=START_MS)
+    ledger.tell(START_MS + MINUTE_MS, now_ms=START_MS + DAY_MS, epoch=1)
+    apply(ledger, event(2, session="new"), log_ms=START_MS + 2 * MINUTE_MS)
+    ledger.tell(START_MS + 3 * MINUTE_MS, now_ms=START_MS + 3 * MINUTE_MS, epoch=1)
+    old, new = (int(ledger.last_ms[row]) for row in range(2))
+    assert (old, new, int(ledger.first_ms[1])) == (START_MS, START_MS + 3 * MINUTE_MS, START_MS + 3 * MINUTE_MS)
+    assert ledger.log_ms == START_MS + 3 * MINUTE_MS
+
+
+def test_an_event_without_a_time_is_dated_by_the_corrected_clock_and_one_with_a_time_by_that(ledger):
+    ledger.tell(START_MS + DAY_MS, now_ms=START_MS, epoch=1)
+    own_ms = START_MS - MINUTE_MS
+    apply(ledger, event(1), event(2, at_ms=own_ms), log_ms=START_MS + DAY_MS + 7)
+    assert ledger.recent.column("event_ms", np.arange(2)).tolist() == [START_MS + 7, own_ms]
+    assert total(ledger, "clamped") == 0
+
+
+def test_a_leader_of_the_past_tells_the_ledger_nothing(ledger):
+    tell(ledger, START_MS)
+    ledger.tell(START_MS + 1, now_ms=START_MS + DAY_MS, epoch=0)
+    assert ledger.log_ms == START_MS
+
+
+def test_a_reset_in_a_future_that_is_taken_back_was_now(ledger):
+    apply(ledger, event(1, session="s"), log_ms=START_MS)
+    ledger.tell(START_MS, now_ms=START_MS + DAY_MS, epoch=1)
+    reset_session(ledger, tenant="default", session="s")
+    ledger.tell(START_MS, now_ms=START_MS, epoch=1)
+    assert [base.log_ms for base in ledger.resets.values()] == [START_MS]

@@ -227,13 +227,12 @@ READS = st.lists(
 
 
 @given(
-    READS, st.integers(1, 9), st.integers(0, 60), st.lists(st.sampled_from("abcdefgh"), max_size=15), st.integers(0, 2),
-    st.sets(st.integers(0, 15)), st.sets(st.integers(0, 15)),
+    READS, st.tuples(st.integers(1, 9), st.integers(0, 60)), st.lists(st.sampled_from("abcdefgh"), max_size=15),
+    st.integers(0, 2), st.sets(st.integers(0, 15)), st.sets(st.integers(0, 15)),
 )  # fmt: skip
 @examples(300)
-def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(
-    reads, ids_max, age_ms_max, forgotten, bits, restarts, set_back
-):
+def test_ids_equal_an_ordered_dict_that_sees_them_one_by_one(reads, bounds, forgotten, bits, restarts, set_back):
+    ids_max, age_ms_max = bounds
     with pytest.MonkeyPatch.context() as patch:
         block_size(patch, bits)
         known, oracle, now_ms = MessageIds(ids_max=ids_max, age_ms_max=age_ms_max), PlainIds(ids_max, age_ms_max), 1000

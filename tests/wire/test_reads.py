@@ -6,13 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.makers import START_MS, batch_entry, command_entry, entry, event, examples, json_entry, single_entry
+from tests.makers import (
+    START_MS,
+    batch_entry,
+    clock_entry,
+    command_entry,
+    entry,
+    event,
+    examples,
+    json_entry,
+    single_entry,
+)
 from token_actor.core.columns import Columns
 from token_actor.core.usage import COUNTS, DIMENSIONS
 from token_actor.wire import reads
 from token_actor.wire.batches import EVENTS_MAX
+from token_actor.wire.clock import ClockEntry
 from token_actor.wire.codec import pack
-from token_actor.wire.reads import EVENTS_PER_READ, PlacedCommand, decode_read
+from token_actor.wire.reads import EVENTS_PER_READ, PlacedClock, PlacedCommand, decode_read
 
 
 def inputs(step):
@@ -84,6 +95,19 @@ def test_a_command_divides_the_events_before_it_from_those_after():
 
 def test_commands_alone_are_steps():
     assert len(decode_read([command_entry("reset"), command_entry("reset")]).steps) == 2
+
+
+def test_a_clock_entry_divides_the_events_before_it_from_those_after():
+    told = clock_entry(START_MS + 5, epoch=3, at_ms=START_MS + 9)
+    first, clock, last = decode_read([single_entry(input_tokens=1), told, single_entry(input_tokens=2)]).steps
+    assert (inputs(first), inputs(last)) == ([1], [2])
+    assert clock == PlacedClock(ClockEntry(START_MS + 5, 3), START_MS + 9)
+
+
+def test_a_clock_entry_that_cannot_be_read_is_rejected_and_the_rest_is_read():
+    read = decode_read([single_entry(input_tokens=1), entry(b"late", b"t"), single_entry(input_tokens=2)])
+    assert [(rejection.entry, rejection.reason) for rejection in read.rejections] == [(1, "decode")]
+    assert [inputs(step) for step in read.steps] == [[1, 2]]
 
 
 def test_what_cannot_be_decoded_is_rejected_and_the_rest_is_read():

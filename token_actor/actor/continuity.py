@@ -89,17 +89,22 @@ def _anchor(read: tuple[bytes, list[bytes]]) -> bytes:
     return entry_ids[0] if began == FIRST else began
 
 
-def find_break(connection: Connection, key: bytes, position: Position) -> Break | None:
-    """Compare the log with what was read of it; ``None`` when it goes on from there."""
+def find_break(connection: Connection, key: bytes, position: Position, last: Entry | None = None) -> Break | None:
+    """Compare the log with what was read of it; ``None`` when it goes on from there.
+
+    ``last`` is the entry read last, if it is known: a server whose clock is behind gives the ids that were
+    lost once more.
+    """
     stream = connection.stream_state(key)
     if stream is None or id_pair(stream.last_id) < id_pair(position.offset):
         return Break(replaced=True) if position.entries else None
     if (stream.last_id, stream.entries_added) == (position.offset, position.entries):
-        return None  # nothing was appended since, and what was read may be deleted
+        return Break(replaced=True) if _differs(_entry_at(connection, key, position.offset), last) else None
     removed = stream.entries_added - stream.length
     first = stream.first_id
     if position.offset != FIRST and first is not None and id_pair(first) <= id_pair(position.offset):
-        replaced = not connection.range(key, start=position.offset, end=position.offset, count=1)
+        there = _entry_at(connection, key, position.offset)
+        replaced = there is None or _differs(there, last)
     elif removed > position.entries:
         lost = removed - position.entries
         return Break(replaced=False, lost=lost, offset=FIRST if first is not None else stream.last_id)
@@ -108,6 +113,16 @@ def find_break(connection: Connection, key: bytes, position: Position) -> Break 
     if replaced or stream.entries_added < position.entries:
         return Break(replaced=True)
     return _deleted_ahead(connection, key, position, stream)
+
+
+def _entry_at(connection: Connection, key: bytes, entry_id: bytes) -> Entry | None:
+    found = connection.range(key, start=entry_id, end=entry_id, count=1)
+    return found[0] if found else None
+
+
+def _differs(there: Entry | None, last: Entry | None) -> bool:
+    """Tell whether an entry is another than the one read under its id; one that was deleted since is not."""
+    return there is not None and last is not None and there[0] == last[0] and list(there[1]) != list(last[1])
 
 
 def _deleted_ahead(connection: Connection, key: bytes, position: Position, stream: StreamState) -> Break | None:

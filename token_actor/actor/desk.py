@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.asked import Asked, AskedQuestions
@@ -74,7 +75,7 @@ class Letters:
     def write(self, leadership: Leadership) -> None:
         """Write what waits. Raises ``LeadershipLost``. What the server has no room for stays."""
         while self._kept:
-            batch = [self._kept[place] for place in range(min(len(self._kept), _LETTERS_PER_WRITE))]
+            batch = self._batch()
             outcomes = leadership.write([self._append(letter) for letter in batch])
             for letter, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, ServerRefused) and "equal or smaller" not in str(outcome):
@@ -89,9 +90,18 @@ class Letters:
             log.error("The server refused a dead letter; it is kept and written again", extra=extra)
         self._refused = True
 
+    def _batch(self) -> list[DeadLetter]:
+        """Return the next letters to write; one of the last id of all begins a batch."""
+        batch = list(islice(self._kept, _LETTERS_PER_WRITE))
+        last = next((place for place, letter in enumerate(batch) if letter.source == LAST_ID), 0)
+        return batch[:last] or batch
+
     def _append(self, letter: DeadLetter) -> Append:
-        # After the last id of all, the stream could take none of the log that follows.
-        entry_id = b"*" if letter.source == LAST_ID else letter.source
+        entry_id = letter.source
+        if entry_id == LAST_ID:  # under that, the stream could take none of the log that follows
+            stream = self._connection.stream_state(self._key)
+            milliseconds, sequence = (0, 0) if stream is None else id_pair(stream.last_id)
+            entry_id = b"%d-%d" % (milliseconds, sequence + 1)
         return Append(key=self._key, fields=letter.fields(), entry_id=entry_id, length_max=DEAD_LENGTH_MAX)
 
 
@@ -139,7 +149,7 @@ class Desk:
     def answer_ready(self) -> None:
         """Answer questions for a while; the rest is answered in the next turn."""
         ticks_ms = self._clock.ticks_ms()
-        self._ready.extend(self._asked.ready(self._follower.position.offset, ticks_ms))
+        self._ready.extend(self._asked.ready(self._follower.reached, ticks_ms))
         while self._ready:
             asked = self._ready.popleft()
             self.reply(asked.question.client, self._answer(asked.question, asked.asked_ms))

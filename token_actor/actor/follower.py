@@ -68,6 +68,8 @@ class Follower:
         self._former: Recovered | None = None
         self._trail = Trail()
         self._rejoining: _Rejoining | None = None
+        self._lost_up_to = FIRST
+        self._last: Entry | None = None
         self.replaced = False
         self.all_read = False
 
@@ -96,6 +98,11 @@ class Follower:
         self._known.position = position
 
     @property
+    def reached(self) -> bytes:
+        """Return the id up to which there is nothing left to fold."""
+        return max(self.position.offset, self._lost_up_to, key=id_pair)
+
+    @property
     def snapshot_position(self) -> Position:
         """Return the position of the snapshot that the state began with."""
         return self._known.began
@@ -111,6 +118,8 @@ class Follower:
         """
         self._trail = Trail()
         self._rejoining = None
+        self._lost_up_to = FIRST
+        self._last = None
         self.replaced = False
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
@@ -122,8 +131,10 @@ class Follower:
         if self._known.manifest is None and self._former is not None:  # the server has lost its snapshots meanwhile
             self._state = self._former
         self._former = None
-        self.replaced = self.position.lost > self._known.began.lost
         found = find_break(self._connection, self._keys.log, self.position)
+        if found is not None and not found.replaced:
+            self.position = without(self.position, found)  # who must not accept that did not get here
+        self.replaced = self.position.lost > self._known.began.lost
         if found is None or not found.replaced:
             return []
         try:
@@ -139,7 +150,7 @@ class Follower:
 
     def forget(self) -> None:
         """Let go of the state, because it cannot be brought up to date; it is still better than none at all."""
-        self._former, self._state = self._state, None
+        self._former, self._state = self._state or self._former, None
 
     # --- the log -------------------------------------------------------------------------------
 
@@ -153,6 +164,7 @@ class Follower:
         folded = fold(self.ledger, entries, epoch=epoch)
         self.all_read = folded.entries == len(entries) < self._entries_per_read
         self._trail.add(self.position.offset, entries[: folded.entries])
+        self._last = entries[folded.entries - 1]
         count = self.position.entries + folded.entries
         self.position = replace(self.position, offset=entries[folded.entries - 1][0], entries=count)
         per_entry = max(1, folded.events // folded.entries)
@@ -163,7 +175,7 @@ class Follower:
 
     def find_break(self) -> Break | None:
         """Compare the log with what was read of it; ``None`` when it goes on from there."""
-        found = find_break(self._connection, self._keys.log, self.position)
+        found = find_break(self._connection, self._keys.log, self.position, self._last)
         if found is None:
             self._trail.confirm()
         return found
@@ -171,10 +183,12 @@ class Follower:
     def accept_loss(self, loss: Break) -> None:
         """Go on after entries that were removed unread, and remember how many they were."""
         self.position = without(self.position, loss)
+        self._lost_up_to = loss.offset
 
     def begin_anew(self) -> None:
         """Follow an empty log: the one that was folded is full, and was deleted."""
         self._trail = Trail()
+        self._last = None
         self.position = replace(self.position, offset=FIRST, entries=0, unbroken=False)
         self.replaced = True
 
@@ -196,6 +210,8 @@ class Follower:
         self.position = replace(was, offset=until, entries=added, unbroken=False)
         self._trail = Trail()
         self._rejoining = None
+        self._lost_up_to = FIRST
+        self._last = None
         self.replaced = True
         log.error(
             "The server has replaced the log; what was counted stays counted",
@@ -212,7 +228,7 @@ class Follower:
     def _begin_rejoining(self) -> _Rejoining:
         """Return where to begin; where to go on if the log is still the one in which it was interrupted."""
         begun = self._rejoining
-        if begun is None:
+        if begun is None or begun.after == (begun.common or FIRST):  # nothing is folded yet
             common, known = self._trail.common(self._connection, self._keys.log)
             doubtful = self.position.offset if common is None else FIRST
             return _Rejoining(common, common or FIRST, known, doubtful)

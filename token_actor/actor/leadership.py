@@ -87,7 +87,7 @@ class Leadership:
             self._seen, self._silent_ms = _GONE, 0  # it may have vanished when the server's clock jumped
             return False
         if held is not None:
-            if held.endswith(b":"):  # given back
+            if is_given_back(held):
                 return True
             seen = (held, self._connection.expires_at_ms(self._keys.leader))
             if seen != self._seen:
@@ -172,6 +172,11 @@ class Leadership:
             if outcomes is not None and isinstance(outcomes[0], ServerRefused):  # full: then it has to be missed
                 self._connection.write_if(self._keys.leader, self._value, [Delete(keys=[self._keys.leader])])
         self.epoch = 0
+
+
+def is_given_back(lease: bytes) -> bool:
+    """Tell whether a lease names nobody, because its holder has given it back."""
+    return lease.endswith(b":")
 
 
 def _done(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:

@@ -55,6 +55,7 @@ class Actor:
         self._timekeeper = Timekeeper(clock)
         self._answers_from = FIRST
         self._hears_questions = True
+        self._deaf = False
         self._due_ms = 0
         self._standing_by = False
         self._known_snapshot: tuple[bytes, int] | None = None
@@ -190,8 +191,8 @@ class Actor:
             self._follower.forget()
             self._leadership.release()
             return
-        stream = self._connection.stream_state(self._keys.log)
-        self._answers_from = FIRST if stream is None else stream.last_id
+        newest = self._connection.range(self._keys.log, count=1, newest_first=True)
+        self._answers_from = newest[0][0] if newest else FIRST
         self._timekeeper = Timekeeper(self._clock)
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
@@ -252,6 +253,7 @@ class Actor:
             stream = None if self._desk.offset == FIRST else self._connection.stream_state(self._keys.ask)
         except ServerRefused as refused:
             self._stop_hearing(refused)
+            self._desk.offset = FIRST
             return
         if stream is None or id_pair(stream.last_id) < id_pair(self._desk.offset):
             self._desk.offset = FIRST
@@ -266,7 +268,9 @@ class Actor:
         if refused.code != "WRONGTYPE":
             raise refused
         self._hears_questions = False
-        log.warning("Questions cannot be read", extra={"action": "server_refuses", "problem": str(refused)})
+        if not self._deaf:
+            log.warning("Questions cannot be read", extra={"action": "questions_unread", "problem": str(refused)})
+        self._deaf = True
 
     def _turn(self, block_ms: int | None) -> None:
         """Read, fold, answer, write."""
@@ -278,6 +282,7 @@ class Actor:
                 raise
             self._stop_hearing(refused)  # if it is the log that cannot be read, the next turn says so
             return
+        self._deaf = self._deaf and not questions
         if entries := read.get(self._keys.log):
             self._tell(self._follower.fold(entries, epoch=self._leadership.epoch))
         self._keep_time(anything_read=bool(entries))
@@ -302,7 +307,7 @@ class Actor:
     @property
     def _answers(self) -> bool:
         """Tell whether everything that was in the log when this process began to lead is folded."""
-        return id_pair(self._follower.position.offset) >= id_pair(self._answers_from)
+        return id_pair(self._follower.reached) >= id_pair(self._answers_from)
 
     def _tell(self, folded: Folded) -> None:
         """Queue what a fold came to."""

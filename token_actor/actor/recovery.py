@@ -17,7 +17,6 @@ from token_actor.actor.snapshots import load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.errors import ServerRefused, SetupError, SnapshotError
 from token_actor.transport.ports import FIRST, Connection, PutField
-from token_actor.wire.entries import id_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,9 +80,8 @@ def _without_gap(connection: Connection, keys: Keys, position: Position, accept_
 
 def without(position: Position, loss: Break) -> Position:
     """Return the position to go on from after entries that were removed before they were counted."""
-    offset = max(position.offset, loss.offset, key=id_pair)
     lost = position.lost + loss.lost
-    return replace(position, offset=offset, entries=position.entries + loss.lost, lost=lost, unbroken=False)
+    return replace(position, entries=position.entries + loss.lost, lost=lost, unbroken=False)
 
 
 def check_partitions(connection: Connection, keys: Keys, partitions: int) -> None:

@@ -123,17 +123,19 @@ class Saving:
         )
 
     def _advance(self) -> None:
-        """Do one piece of the snapshot under way."""
+        """Do one piece of the snapshot under way. One that a lost connection ends is begun anew, as it is still due."""
         assert self._steps is not None
         steps, self._steps = self._steps, None  # whatever happens, the next one drops what came to nothing
-        self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        next_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
         try:
             next(steps)
         except StopIteration:
+            self._due_ms = next_ms
             self.position, self._newest = self._pending, self._pending_id
             self._follower.replaced = False
             log.info("Snapshot taken", extra={"action": "snapshot", "offset": self.position.offset.decode()})
         except ServerRefused as refused:
+            self._due_ms = next_ms
             log.warning("The snapshot was refused", extra={"action": "snapshot_refused", "problem": str(refused)})
         else:
             self._steps = steps

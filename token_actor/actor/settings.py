@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class ActorSettings:
     """Hold the settings of an actor.
 
-    ``lease_ms`` is how long a leader may be silent until another actor takes over. ``block_ms`` is the
+    ``lease_ms`` is how long a leader may be silent until another actor takes over; all actors of a
+    partition need the same. ``block_ms`` is the
     longest an idle leader's read waits, and so the longest until a stop is noticed;
     ``standby_block_ms`` that of an actor standing by, and so the longest until it takes over from a
     leader that gave the lease back. A snapshot is due after ``snapshot_every_ms`` or

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, count
 from typing import TYPE_CHECKING, Final
 
+from token_actor.actor.leadership import is_given_back
 from token_actor.actor.manifests import list_manifests
 from token_actor.core.usage import DEFAULT_TENANT
 from token_actor.errors import ServerRefused
@@ -39,7 +40,7 @@ def tenant_in(partition: int, partitions: int) -> str:
 def leader_of(connection: Connection, keys: Keys) -> str | None:
     """Return who leads a partition, as ``<epoch>:<holder>``; ``None`` when nobody does."""
     lease = connection.get(keys.leader)
-    return None if lease is None else lease.decode("utf-8", "replace")
+    return None if lease is None or is_given_back(lease) else lease.decode("utf-8", "replace")
 
 
 def end_of_log(connection: Connection, keys: Keys) -> bytes:
