@@ -45,6 +45,7 @@ class Outcome:
     events: int = 0
     lost: int = 0
     twice: int = 0
+    over_granted: int | None = None
     recovery_ms: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -101,7 +102,10 @@ class Scenario:
                     check_bounds(stage, verdict)
                     stage.stop_producers()
                     stage.drain()
-                    check_counts(stage.client, stage.truths(), verdict)
+                    if stage.check is None:
+                        check_counts(stage.client, stage.truths(), verdict)
+                    else:
+                        stage.check(verdict)
                     check_state(stage, verdict)
                     check_recovery(stage.recovery_ms, self.serving_ms, verdict)
                     check_said(stage, self.logs, verdict)
@@ -115,7 +119,7 @@ class Scenario:
                     verdict.violations.append(broken)
                 outcome.faults, outcome.recovery_ms, outcome.notes = stage.faults, stage.recovery_ms, stage.notes
                 outcome.events, outcome.lost, outcome.twice = verdict.events, verdict.lost, verdict.twice
-                outcome.violations = verdict.violations
+                outcome.over_granted, outcome.violations = verdict.over_granted, verdict.violations
         finally:
             outcome.seconds = time.monotonic() - begun
             shutil.rmtree(directory, ignore_errors=True)
@@ -146,7 +150,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.events),
         str(outcome.lost),
         str(outcome.twice),
-        "n/a",  # reservations do not exist yet
+        "-" if outcome.over_granted is None else str(outcome.over_granted),
         *("-" if each is None else f"{each:.0f}" for each in recovery),
         f"{outcome.seconds:.1f}",
         f"skipped: {outcome.skipped}" if outcome.skipped else "held" if outcome.held else "BROKEN",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.fault.checker import Verdict
     from token_actor.transport.ports import Connection
 
 NAMESPACE: Final = "fault"
@@ -54,6 +55,7 @@ class Stage:
         self.notes: list[str] = []
         self.manifests: dict[bytes, bytes] = {}  # snapshot id: the offset it goes up to
         self._led: list[tuple[str, int]] = []
+        self.check: Callable[[Verdict], None] | None = None  # in the place of that of producers' events
         self.broken: list[str] = []  # what a scenario itself saw that must not be
         self._forks = forks
         self._planted = planted
@@ -235,7 +237,7 @@ class Stage:
         }
         said = self.directory / f"producer-{number}.log"
         self.producers[number] = self._forks.start(
-            said, role="producer", spec=full, env={**self._env, PRODUCER: str(number)}
+            said, role=full.pop("role", "producer"), spec=full, env={**self._env, PRODUCER: str(number)}
         )
         return self.producers[number]
 

@@ -23,6 +23,7 @@ CAUGHT_BY = {  # the scenario, and the promise that it finds broken first
     "seq reset at restart": ("producer killed", "I1"),
     "float tokens": ("producer killed", "I4"),
     "destructive read": ("snapshot steps", "I9"),  # the same gap
+    "reservation never expires": ("reserve storm", "I6"),
 }
 
 
