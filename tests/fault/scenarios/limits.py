@@ -30,10 +30,10 @@ WINDOW: Final = Limit("storm", 3_000, seconds=2)
 CALLS: Final = Limit("calls", 30, kind="concurrency")  # fewer than there are callers
 ECHOES: Final = 20  # commands that come a second time after each kill, as from a network that repeats
 ASKED_AGAIN: Final = 200  # commands that are sent once more when all is over
-SETTINGS: Final[dict[str, Any]] = {
+SETTINGS: Final[dict[str, Any]] = {  # rare enough for the checker to read the log before it is trimmed
     "snapshot_every_ms": 1_000,
     "snapshot_every_entries": 5_000,
-}  # the checker must see all of the log
+}
 REST_S: Final = 10.0  # ten times the longest reservation
 SHOWN: Final = 3
 
