@@ -80,6 +80,12 @@ class ActorPlayer:
         return follower.position.offset if follower is not None and follower.recovered else None
 
     @property
+    def reached(self) -> bytes | None:
+        """Return up to where there is nothing left to fold, also where the rest was removed; ``None`` without a state."""
+        follower = None if self.actor is None else self.actor._follower
+        return follower.reached if follower is not None and follower.recovered else None
+
+    @property
     def position(self) -> Position:
         """Return the whole of its position; it has a state."""
         assert self.actor is not None

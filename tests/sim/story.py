@@ -216,7 +216,8 @@ class Story:
             return False
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
         last = b"0-0" if stream is None else stream.state().last_id
-        if not all(actor.offset == last for actor in self.actors) or sum(actor.leads for actor in self.actors) != 1:
+        leading = [actor.reached for actor in self.actors if actor.leads]
+        if leading != [last] or any(actor.offset is None for actor in self.actors):
             return False
         one, other = (actor.position for actor in self.actors)
         return one == other
