@@ -81,7 +81,7 @@ class ActorPlayer:
 
     @property
     def reached(self) -> bytes | None:
-        """Return up to where there is nothing left to fold, also where the rest was removed; ``None`` without a state."""
+        """Return up to where nothing is left to fold, also where the rest was removed; ``None`` without a state."""
         follower = None if self.actor is None else self.actor._follower
         return follower.reached if follower is not None and follower.recovered else None
 
