@@ -1,7 +1,7 @@
 """The table of bad input, row by row, on the whole way in: from a client or a raw XADD to what becomes of it.
 
-Every row of "Bad input: what gets what" has a section here, in the order of the table. Missing are
-the rows about ``reserve`` and ``settle``, which come with limits, and the points of a question by the
+Every row of "Bad input: what gets what" has a section here, in the order of the table. The rows about
+``reserve`` and ``settle`` are in ``test_reservation_input.py``. Missing are the points of a question by the
 minute, because no question has points yet; what is bounded so far are the groups of an answer. Of "cached
 > input, reasoning > output, provider total differs" only the second can be said on the wire: its token
 kinds are disjoint, so more cache reads than uncached input is everyday, and it has no field for a total.

@@ -5,6 +5,8 @@ The entries are written as any language would, into the log of a real server and
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 from contextlib import closing
 from typing import Any
@@ -15,7 +17,7 @@ from token_actor import InvalidValue, Limit, RateLimited, TokenClient
 from token_actor.core.usage import TOKENS_MAX
 from token_actor.service import actor_settings, connector_of, run_actor
 from token_actor.transport.ports import FIRST, Append
-from token_actor.wire.codec import pack
+from token_actor.wire.codec import MESSAGE_BYTES_MAX, pack
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import Answer, DeadLetter
 
@@ -42,6 +44,10 @@ class Someone:
         (entry,) = entries
         self.after = entry[0]
         return Answer.decode(entry[1][1])
+
+    def write(self, data: bytes) -> None:
+        """Write what may be no command at all; nobody is answered."""
+        self.connection.write([Append(key=self.keys.log, fields=[b"c", data])])
 
     def result(self, op: str, args: Any, event: Any = None) -> Any:
         answer = self.tell(op, args, event)
@@ -119,15 +125,19 @@ class TestReserve:
             ({"tokens": True}, "tokens", "type"),
             ({"tokens": "5"}, "tokens", "type"),
             ({"tokens": None}, "tokens", "type"),
+            ({"tokens": math.nan}, "tokens", "type"),
             ({"output_tokens": -1}, "output_tokens", "range"),
             ({"cost_usd": -1}, "cost_usd", "range"),
             ({"cost_usd": "much"}, "cost_usd", "type"),
+            ({"cost_usd": math.inf}, "cost_usd", "type"),
+            ({"model": "m" * 129}, "model", "bad_name"),
             ({"model": "m\n"}, "model", "bad_name"),
             ({"model": ["m"]}, "model", "type"),
             ({"agent": "__other__"}, "agent", "bad_name"),
             ({"ttl_ms": 0}, "ttl_ms", "range"),
             ({"ttl_ms": 10**12}, "ttl_ms", "range"),
             ({"ttl_ms": "1"}, "ttl_ms", "type"),
+            ({"ttl_ms": 5.0}, "ttl_ms", "type"),
             ({"token": 5}, "token", "decode"),
         ],
     )
@@ -195,12 +205,50 @@ class TestSettle:
         assert someone.refused(operation, args) == (field, reason)
         assert (someone.dead(), someone.taken()) == ([reason], (0, 0))
 
-    def test_a_wrong_event_is_put_aside_and_the_reservation_stays(self, someone):
+    @pytest.mark.parametrize(
+        ("event", "reason"),
+        [
+            ({"input_tokens": -1}, "range"),
+            ({"input_tokens": TOKENS_MAX + 1}, "range"),
+            ({"output_tokens": 1.5}, "type"),
+            ({"input_tokens": True}, "type"),
+            ({"input_tokens": math.nan}, "type"),
+            ({"input_tokens": "5"}, "type"),
+            ({"input_tokens": 5, "timestamp": "today"}, "type"),
+            ({"input_tokens": 5, "model": "m" * 129}, "bad_name"),
+            ({"input_tokens": 5, "model": "__other__"}, "bad_name"),
+            ({"input_tokens": 5, "surprise": 1}, "decode"),
+            ([], "decode"),
+        ],
+    )
+    def test_a_wrong_event_is_put_aside_and_the_reservation_stays(self, someone, event, reason):
         reservation = someone.result("reserve", {"tokens": 50})["reservation"]
-        bad = {"v": 1, "id": "x", "client": "someone", "op": "settle", "args": {"reservation": reservation}}
-        data = pack({**bad, "event": {"input_tokens": -1}})
-        someone.connection.write([Append(key=someone.keys.log, fields=[b"c", data])])
-        assert (someone.taken(), someone.dead()) == ((0, 50), ["range"])
+        command = {"v": 1, "id": "x", "client": "someone", "op": "settle", "args": {"reservation": reservation}}
+        someone.write(pack({**command, "event": event}))
+        assert (someone.taken(), someone.dead()) == ((0, 50), [reason])
+
+    @pytest.mark.parametrize(
+        ("event", "shown"),
+        [
+            ({"input_tokens": 0}, {"requests": 1}),
+            ({"input_tokens": 7, "timestamp": 1}, {"clamped": 1}),
+            ({"output_tokens": 7, "reasoning_tokens": 8}, {"inconsistent": 1}),
+            ({"input_tokens": 1, "cache_read_tokens": 6}, {"cache_read_tokens": 6}),
+        ],
+    )
+    def test_an_odd_event_is_counted_and_shown(self, client, someone, event, shown):
+        reservation = someone.result("reserve", {"tokens": 50})["reservation"]
+        got = someone.result("settle", {"reservation": reservation}, event)
+        assert (got["counted"], someone.taken()[1], someone.dead()) == (True, 0, [])
+        assert shown.items() <= client.analytics().items()
+
+    def test_an_event_that_was_counted_before_is_a_duplicate_and_gives_the_reservation_back(self, client, someone):
+        event = {"input_tokens": 7, "message_id": "m"}
+        someone.result("record", {}, event)
+        reservation = someone.result("reserve", {"tokens": 50})["reservation"]
+        got = someone.result("settle", {"reservation": reservation}, event)
+        assert (got["counted"], got["reason"]) == (False, "duplicate")
+        assert (someone.taken(), client.analytics()["requests"], someone.dead()) == ((7, 0), 1, [])
 
     def test_an_id_that_came_with_other_numbers_is_a_conflict_and_gives_the_reservation_back(self, someone):
         someone.result("record", {}, {"input_tokens": 7, "message_id": "m"})
@@ -208,3 +256,29 @@ class TestSettle:
         got = someone.result("settle", {"reservation": reservation}, {"input_tokens": 8, "message_id": "m"})
         assert (got["counted"], got["reason"]) == (False, "id_conflict")
         assert (someone.taken(), someone.dead()) == ((7, 0), ["id_conflict"])
+
+
+RESERVE = {"v": 1, "id": "x", "client": "someone", "op": "reserve", "args": {"tokens": 50}}
+
+
+class TestBytes:
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            (b"", "decode"),
+            (pack(RESERVE)[:-1], "decode"),
+            (pack(RESERVE) + b"\x00", "decode"),
+            (pack({**RESERVE, "args": [50]}), "decode"),
+            (pack({**RESERVE, "surprise": 1}), "decode"),
+            (pack({**RESERVE, "client": "some:one"}), "decode"),
+            (pack({**RESERVE, "id": "x" * 65}), "decode"),
+            (pack({**RESERVE, "args": {"tokens": [[[[[[[[[[50]]]]]]]]]]}}), "decode"),
+            (pack({**RESERVE, "args": {"model": "m"}}).replace(b"\xa1m", b"\xa1\xff"), "bad_name"),
+            (pack({**RESERVE, "v": 99}), "version"),
+            (pack({**RESERVE, "args": {"model": "m" * MESSAGE_BYTES_MAX}}), "too_large"),
+        ],
+        ids=itertools.count(),
+    )
+    def test_what_is_no_command_is_put_aside_and_takes_nothing(self, someone, data, reason):
+        someone.write(data)
+        assert (someone.taken(), someone.dead()) == ((0, 0), [reason])

@@ -35,12 +35,16 @@ _UNREADABLE: Final = "cannot be told apart: the recent events are gone"
 
 @dataclass(slots=True)
 class Verdict:
-    """Hold what the checker found: how many events, and in which way the promises were broken."""
+    """Hold what the checker found: how many events, and in which way the promises were broken.
+
+    ``over_granted`` is ``None`` where nobody reserves.
+    """
 
     events: int = 0
     lost: int = 0
     twice: int = 0
     stale: int = 0  # manifests of leaders of the past that were accepted
+    over_granted: int | None = None
     violations: list[str] = field(default_factory=list)
     forgiven: bool = False  # somebody has said what is lost
 

@@ -14,9 +14,9 @@ import sys
 import traceback
 from typing import Any
 
-from tests.fault import actor_process, producer_process
+from tests.fault import actor_process, caller_process, producer_process
 
-ROLES = {"actor": actor_process.main, "producer": producer_process.main}
+ROLES = {"actor": actor_process.main, "producer": producer_process.main, "caller": caller_process.main}
 
 
 def hold_signals() -> None:

@@ -197,6 +197,11 @@ def _ttl_only_lease(stack: ExitStack) -> None:
         stack.enter_context(patch.object(Leadership, name, bug))
 
 
+def _reservation_never_expires(stack: ExitStack) -> None:
+    """Nothing that is reserved is ever due."""
+    stack.enter_context(patch("token_actor.core.reservations.Reservations._due_ms", lambda self: None))
+
+
 BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "dedupe off": _dedupe_off,
     "trim too early": _trim_too_early,
@@ -209,4 +214,5 @@ BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "float tokens": _float_tokens,
     "destructive read": _destructive_read,
     "fsync removed": _fsync_removed,
+    "reservation never expires": _reservation_never_expires,
 }

@@ -68,6 +68,7 @@ class Outcome:
     lost: int = 0
     twice: int = 0
     stale: int = 0
+    over_granted: int | None = None
     recovery_ms: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -135,7 +136,10 @@ class Scenario:
                     check_bounds(stage, verdict)
                     stage.stop_producers()
                     stage.drain()
-                    check_counts(stage.client, stage.truths(), verdict)
+                    if stage.check is None:
+                        check_counts(stage.client, stage.truths(), verdict)
+                    else:
+                        stage.check(verdict)
                     if self.loss_said_by is not None:
                         check_loss_said(stage, self.loss_said_by, verdict)
                     check_state(stage, verdict)
@@ -151,7 +155,8 @@ class Scenario:
                     verdict.violations.append(broken)
                 outcome.faults, outcome.recovery_ms, outcome.notes = stage.faults, stage.recovery_ms, stage.notes
                 outcome.events, outcome.lost, outcome.twice = verdict.events, verdict.lost, verdict.twice
-                outcome.stale, outcome.violations = verdict.stale, verdict.violations
+                outcome.stale, outcome.over_granted = verdict.stale, verdict.over_granted
+                outcome.violations = verdict.violations
         finally:
             outcome.seconds = time.monotonic() - begun
             shutil.rmtree(directory, ignore_errors=True)
@@ -176,6 +181,8 @@ def merged(outcomes: Sequence[Outcome]) -> list[Outcome]:
         into = found.setdefault(each.name, Outcome(name=each.name, seed=each.seed))
         for name in ("faults", "events", "lost", "twice", "stale", "seconds"):
             setattr(into, name, getattr(into, name) + getattr(each, name))
+        if each.over_granted is not None:
+            into.over_granted = (into.over_granted or 0) + each.over_granted
         into.recovery_ms += each.recovery_ms
         into.notes += each.notes
         into.violations += [f"{violation} (seed {each.seed})" for violation in each.violations]
@@ -183,14 +190,17 @@ def merged(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return list(found.values())
 
 
-HEADINGS: Final = ("scenario", "faults", "events", "lost", "twice", "stale", "p50 ms", "p99 ms", "s", "")
+HEADINGS: Final = ("scenario", "faults", "events", "lost", "twice", "stale", "over-grant", "p50 ms", "p99 ms", "s", "")
 
 
 def table(outcomes: list[Outcome]) -> str:
     """Return the one table of a run, and below it what did not hold."""
     rows = [HEADINGS, *(_row(outcome) for outcome in outcomes)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(_aligned(row[c], widths[c], left=c in (0, 9)) for c in range(len(row))).rstrip() for row in rows]
+    lines = [
+        "  ".join(_aligned(row[c], widths[c], left=c in (0, len(row) - 1)) for c in range(len(row))).rstrip()
+        for row in rows
+    ]
     for outcome in outcomes:
         shown = outcome.violations[:SHOWN]
         lines += [f"  {outcome.name} (seed {outcome.seed}): {violation}" for violation in shown]
@@ -208,6 +218,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.lost),
         str(outcome.twice),
         str(outcome.stale),
+        "-" if outcome.over_granted is None else str(outcome.over_granted),
         *("-" if each is None else f"{each:.0f}" for each in recovery),
         f"{outcome.seconds:.1f}",
         f"skipped: {outcome.skipped}" if outcome.skipped else "held" if outcome.held else "BROKEN",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from tests.fault.checker import Verdict
     from token_actor.transport.ports import Connection
 
 NAMESPACE: Final = "fault"
@@ -67,6 +68,7 @@ class Stage:
         self.notes: list[str] = []
         self.manifests: dict[bytes, bytes] = {}  # snapshot id: the offset it goes up to
         self._led: list[tuple[str, int]] = []
+        self.check: Callable[[Verdict], None] | None = None  # in the place of that of producers' events
         self.broken: list[str] = []  # what a scenario itself saw that must not be
         self._forks = forks
         self._planted = planted
@@ -273,7 +275,7 @@ class Stage:
         if under := full.pop("under", None):
             child = self._forks.start_alone(said, "producer", full, env=env, under=under)
         else:
-            child = self._forks.start(said, role="producer", spec=full, env=env)
+            child = self._forks.start(said, role=full.pop("role", "producer"), spec=full, env=env)
         self.producers[number] = child
         return self.producers[number]
 

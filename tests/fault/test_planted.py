@@ -28,6 +28,7 @@ CAUGHT_BY = {  # the scenario, and the promise that it finds broken
     "float tokens": ("producer killed", "I4"),
     "destructive read": ("snapshot steps", "I1"),
     "fsync removed": ("synced", "I1"),
+    "reservation never expires": ("reserve storm", "I6"),
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from token_actor.core.ledger import Ledger
 
 BOUNDS = Bounds(recent_events_max=100_000)
+OUTPUT_TOKENS = 1_000_003  # times the number of an event: sums that only integers keep exactly
 
 
 class Truth:
@@ -77,6 +78,12 @@ class ActorPlayer:
         """Return up to where it has folded the log; ``None`` when it has no state."""
         follower = None if self.actor is None else self.actor._follower
         return follower.position.offset if follower is not None and follower.recovered else None
+
+    @property
+    def reached(self) -> bytes | None:
+        """Return up to where nothing is left to fold, also where the rest was removed; ``None`` without a state."""
+        follower = None if self.actor is None else self.actor._follower
+        return follower.reached if follower is not None and follower.recovered else None
 
     @property
     def position(self) -> Position:
@@ -136,10 +143,9 @@ class SpoolProducer:
 
     def _run(self, player: Player) -> None:
         world, link, chance = self._world, Link(player), self._world.random
-        producer = random.Random(player.name).randbytes(16)
-        store = self.disk.open(producer)
+        store = self.disk.open(random.Random(player.name).randbytes(16))
         outbox = self.outbox = Outbox(
-            world.keys.namespace, producer=producer, batch_events_max=5, store=store, store_bytes_max=1 << 20
+            world.keys.namespace, producer=store.producer, batch_events_max=5, store=store, store_bytes_max=1 << 20
         )
         outbox.adopt()
         polls = Polls(world, link, player.name.replace(".", "-"))
@@ -164,7 +170,9 @@ class SpoolProducer:
     def _record(self, outbox: Outbox, count: int) -> None:
         numbers = self._truth.new(min(count, self.left))
         self.left -= len(numbers)
-        outbox.add([make_event({}, agent=self._name, model="m", input_tokens=n) for n in numbers], 1)
+        names = {"agent": self._name, "model": "m"}
+        events = [make_event(names, input_tokens=n, output_tokens=n * OUTPUT_TOKENS) for n in numbers]
+        outbox.add(events, 1)
         self._unsaved += numbers
 
     def _save(self, outbox: Outbox) -> None:
@@ -240,7 +248,8 @@ class HandWriter:
         while True:
             if self.left:
                 (number,) = self._truth.new(1)
-                event = {"agent": self._name, "model": "m", "input_tokens": number, "message_id": f"m{number}"}
+                tokens = {"input_tokens": number, "output_tokens": number * OUTPUT_TOKENS}
+                event = {"agent": self._name, "model": "m", "message_id": f"m{number}", **tokens}
                 entry = Append(key=self._world.keys.log, fields=[b"j", json.dumps(event).encode()])
                 while not self._append(link, entry):
                     player.wait(0.05)

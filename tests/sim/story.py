@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.sim.fleet import ActorPlayer, HandWriter, SpoolProducer, Truth, counted
+from tests.sim.fleet import OUTPUT_TOKENS, ActorPlayer, HandWriter, SpoolProducer, Truth, counted
 from tests.sim.world import T0_MS, Odds, World
 from token_actor.actor.manifests import state_digest
 from token_actor.actor.snapshots import digests_now
@@ -215,15 +215,12 @@ class Story:
         if not (all(p.settled for p in self.producers) and all(w.settled for w in self.writers)):
             return False
         stream = self.world.keyspace.value(self.world.keys.log, Stream)
-        if None in [actor.offset for actor in self.actors] or sum(actor.leads for actor in self.actors) != 1:
+        last = b"0-0" if stream is None else stream.state().last_id
+        leading = [actor.reached for actor in self.actors if actor.leads]
+        if leading != [last] or any(actor.offset is None for actor in self.actors):
             return False
         one, other = (actor.position for actor in self.actors)
-        if stream is None:
-            return one == other and one.offset == b"0-0"
-        state = stream.state()
-        # Of a log that was trimmed to nothing, what was lost is known by its number alone.
-        at_its_end = one.offset == state.last_id or (not state.length and one.entries == state.entries_added)
-        return one == other and at_its_end
+        return one == other
 
     def _judge(self, settled: bool) -> None:
         verdict, truth = self.verdict, self.truth
@@ -245,6 +242,12 @@ class Story:
         verdict.twice = sorted(number for number, times in found.items() if times > 1)
         verdict.invented = sorted(found.keys() - truth.attempted)
         ledger = leading[0].ledger
+        tokens, events_tokens = (
+            ledger.total()["output_tokens"],
+            sum(n * times for n, times in found.items()) * OUTPUT_TOKENS,
+        )
+        if tokens != events_tokens:
+            verdict.problems.append(f"{tokens} output tokens in total, {events_tokens} of the events")
         differences = answer(ledger, "books", {}, 0)["differences"]
         if differences:
             verdict.problems.append(f"books do not balance: {differences}")

@@ -187,15 +187,15 @@ class World:
         """Let the server forget everything, without breaking a connection."""
         self.server._shared.keyspace = Keyspace(self.server_ms)
 
-    def note(self, operations: Sequence[Operation], outcomes: Sequence[object]) -> None:
-        """Watch what is accepted: a manifest of an older epoch than one that led must not be."""
+    def note(self, writer: str, operations: Sequence[Operation], outcomes: Sequence[object]) -> None:
+        """Watch what is accepted: a manifest of anybody but who leads, or of another epoch, must not be."""
         for operation, outcome in zip(operations, outcomes, strict=True):
             if not isinstance(operation, Append) or operation.key != self.keys.snapshots or type(outcome) is not bytes:
                 continue
             self.told["manifests"] += 1
             held = self.keyspace.value(self.keys.leader, bytes) or b""
-            if not held.startswith(outcome.partition(b"-")[0] + b":"):
-                self.violations.append(f"manifest {outcome!r} accepted while {held!r} led")
+            if held != b"%b:%b" % (outcome.partition(b"-")[0], writer.encode()):
+                self.violations.append(f"manifest {outcome!r} of {writer} accepted while {held!r} led")
 
     def end(self) -> None:
         """Let everybody go."""
@@ -237,7 +237,7 @@ class Link:
         if fate == "lose":
             method(*arguments, **options)
         elif fate == "late" and name == "write":  # a guarded write of a broken connection is not carried out
-            world.carry_out_late(lambda: method(*arguments, **options))
+            world.carry_out_late(lambda: self._written(*arguments))
         raise Away(f"{player.name} lost its connection ({fate})")
 
     def read(self, after: Any, *, count: int, block_ms: int | None = None) -> Any:
@@ -251,14 +251,17 @@ class Link:
     def write(self, operations: Sequence[Operation]) -> Any:
         """See ``ports.Writer``."""
         outcomes = self._call("write", operations)
-        self.world.note(operations, outcomes)
+        self.world.note(self.player.name, operations, outcomes)
         return outcomes
+
+    def _written(self, operations: Sequence[Operation]) -> None:
+        self.world.note(self.player.name, operations, self._connection.write(operations))
 
     def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> Any:
         """See ``ports.Writer``."""
         outcomes = self._call("write_if", guard, holds, operations)
         if outcomes is not None:
-            self.world.note(operations, outcomes)
+            self.world.note(self.player.name, operations, outcomes)
         return outcomes
 
     def close(self) -> None:
