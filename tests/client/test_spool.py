@@ -569,7 +569,7 @@ print(json.dumps(sorted(name for name in os.listdir(folder) if name.endswith(".s
 class TestAProcessThatIsKilled:
     @pytest.mark.parametrize(
         "place",
-        [("delivery", "Delivery", "_bring"), ("outbox", "Outbox", "acknowledged")],
+        [("delivery", "Delivery", "_write"), ("outbox", "Outbox", "acknowledged")],
         ids=["between disk and log", "between log and acknowledgement"],
     )
     def test_everything_on_its_disk_is_counted_once(self, valkey_fleet, server_url, folder, place, saves):
