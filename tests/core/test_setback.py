@@ -54,13 +54,15 @@ def test_an_expiry_that_was_charged_can_be_given_back_where_it_lies_now():
 def test_a_bucket_fills_from_the_time_it_is():
     quota = Quota(Limit("l", 60, kind="bucket", burst=60))
     ahead(quota, 10 * MINUTE_MS)
-    quota.use(60)
-    reservation = quota.reserve(0)["reservation"]
+    quota.use(50)
+    reservation = quota.reserve(10)["reservation"]
     told(quota, 10 * MINUTE_MS)
+    assert quota.taken()[1] == 10
     quota.now_ms += MINUTE_MS // 2
     assert quota.reserve(30)["granted"] is True
     assert quota.reserve(30)["granted"] is False
-    quota.settle(reservation, 0)
+    quota.settle(reservation, 10)
+    assert quota.taken()[1] == 30
 
 
 def test_what_is_open_stays_open():

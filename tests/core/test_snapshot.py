@@ -211,6 +211,16 @@ def test_a_state_of_another_version_is_refused(version):
         snapshot.restore(state)
 
 
+def test_an_event_of_a_series_that_is_not_there_is_refused():
+    ledger = Ledger()
+    apply(ledger, event(1))
+    state = state_of(ledger)
+    (name,) = [name for name in state if name.startswith("recent/")]
+    state[name][0]["row"] = state[name][0]["row"] + 1
+    with pytest.raises(SnapshotError, match="a series that it has not"):
+        snapshot.restore(state)
+
+
 def test_a_state_without_its_head_is_refused():
     with pytest.raises(SnapshotError, match="^the snapshot has version None"):
         snapshot.restore({})
