@@ -14,7 +14,7 @@ from token_actor.client.recording import make_event
 from token_actor.errors import ServerRefused, ServerUnavailable
 from token_actor.transport.ports import Append, Delete, Put
 from token_actor.wire.batches import encode_batch
-from token_actor.wire.entries import LAST_ID
+from token_actor.wire.entries import LAST_ID, id_pair
 
 BROKEN = b"{broken"
 WRONG = b"this is no stream"
@@ -463,7 +463,8 @@ class TestALogThatIsFull:
         leader.step()
         leader.actor._saving.hurry()
         leader.step(30).look()
-        stage.append(b"j", BROKEN + b"2")
+        later_ms = id_pair(stage.state(stage.keys.dead).last_id)[0] + 1  # a dead letter has the id of its entry
+        stage.add(b"%d-0" % later_ms, b"j", BROKEN + b"2")
         leader.step()
         assert [letter.raw for letter in stage.dead()] == [BROKEN, BROKEN, BROKEN + b"2"]
 
