@@ -35,7 +35,10 @@ def test_the_books_of_a_fleet_balance_and_so_does_the_log(fleet, ask):
     (partition,) = verified["partitions"]
     assert partition["total"]["requests"] == fleet.totals["requests"]
     assert partition["ways"] == 10
-    assert partition["replayed"] <= partition["entries"]  # fewer, when a snapshot was due meanwhile
+    if partition["snapshot"] is None:  # one is taken every minute, and this fleet may be older
+        assert partition["replayed"] == partition["entries"]
+    else:
+        assert partition["state_hash"]
 
 
 def test_an_entry_removed_after_it_was_counted_makes_the_rebuild_differ(server_url, namespace, ask):

@@ -48,6 +48,13 @@ class TestIds:
         read(clock, T + YEAR_MS)
         assert read(clock, T + 2 * YEAR_MS) == [T + 2 * LEAP_MS_MAX]
 
+    def test_that_of_one_entry_is_told_without_moving_on(self) -> None:
+        clock = LogTime()
+        read(clock, T, T + YEAR_MS)
+        clock.tell(T + YEAR_MS, T + 3, epoch=1)
+        assert clock.of(T + YEAR_MS + 7) == T + 10
+        assert clock.now_ms == T + 3
+
     def test_events_are_dated_by_the_id_also_after_a_leap(self) -> None:
         clock = LogTime()
         read(clock, T, T + YEAR_MS)

@@ -102,11 +102,6 @@ class Follower:
         """Return the id up to which there is nothing left to fold."""
         return max(self.position.offset, self._lost_up_to, key=id_pair)
 
-    @property
-    def snapshot_position(self) -> Position:
-        """Return the position of the snapshot that the state began with."""
-        return self._known.began
-
     # --- recovery ------------------------------------------------------------------------------
 
     def recover(self, *, alone: bool) -> list[Folded]:

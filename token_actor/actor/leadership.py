@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from token_actor.wire.keys import Keys
 
 _GONE: Final = (b"", None)
+_TTL_LEASES: Final = 5  # the key outlives a turn on a slow link: watchers go by their own clock, not by its end
 _LOOKS_PER_LEASE: Final = 4  # one look counts for no more of the lease than this part: a watcher may have been paused
 
 
@@ -46,6 +47,10 @@ class Leadership:
     @property
     def _value(self) -> bytes:
         return f"{self.epoch}:{self._holder}".encode()
+
+    @property
+    def _ttl_ms(self) -> int:
+        return _TTL_LEASES * self._lease_ms
 
     # --- standing by ---------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class Leadership:
         self.epoch = self._highest = drawn
 
     def _put(self, held: bytes | None) -> bool:
-        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=self._lease_ms)
+        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=self._ttl_ms)
         outcomes = self._connection.write_if(self._keys.leader, held, [lease])
         if outcomes is not None:
             _done(outcomes)
@@ -136,14 +141,14 @@ class Leadership:
         A lease that has vanished though nobody else has led since is written again: the server's clock
         has jumped, or the server has lost its keys.
         """
-        renewal = Expire(key=self._keys.leader, ttl_ms=self._lease_ms)
+        renewal = Expire(key=self._keys.leader, ttl_ms=self._ttl_ms)
         if self._connection.write_if(self._keys.leader, self._value, [renewal]) is not None:
             return True
         if self._connection.get(self._keys.epoch) not in (None, b"%d" % self.epoch):
             self.epoch = 0
             return False
         counter = Put(key=self._keys.epoch, value=b"%d" % self.epoch)
-        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=self._lease_ms)
+        lease = Put(key=self._keys.leader, value=self._value, ttl_ms=self._ttl_ms)
         outcomes = self._connection.write_if(self._keys.leader, None, [lease, counter])
         if outcomes is None:
             self.epoch = 0

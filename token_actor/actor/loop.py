@@ -294,9 +294,10 @@ class Actor:
 
     def _keep_time(self, *, anything_read: bool) -> None:
         """Tell the log what time it is, if it does not know."""
+        id_ms = log_ms_of(self._follower.position.offset) if anything_read else None
         told_ms = self._timekeeper.look(
-            id_ms=log_ms_of(self._follower.position.offset) if anything_read else None,
-            log_ms=self._follower.ledger.log_ms,
+            id_ms=id_ms,
+            log_ms=0 if id_ms is None else self._follower.ledger.time.of(id_ms),
             all_read=self._follower.all_read or not anything_read,
         )
         if told_ms is not None:

@@ -45,6 +45,10 @@ class LogTime:
         """Return when the server took entries, its clock corrected: what events are dated by."""
         return id_ms + self.correction_ms if self.correction_ms else id_ms
 
+    def of(self, id_ms: int) -> int:
+        """Return the log time of one entry just read, whether or not it could be counted; does not move on."""
+        return id_ms + self.correction_ms - self._held_ms
+
     def read(self, id_ms: Int64s) -> Int64s:
         """Return the log times of entries in log order, at least one, and move on to the last."""
         times = self.corrected(id_ms)

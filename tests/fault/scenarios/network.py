@@ -35,22 +35,19 @@ def _lost_replies(stage: Stage, scale: Scale) -> None:
 
 
 def _latency(stage: Stage, scale: Scale) -> None:
-    """Let everything take 30 ms more each way, so that the actor works on what is long past, and kill it.
-
-    With the lease that ships: one that is shorter than a turn of ten round trips would lapse in every turn.
-    """
+    """Let everything take 30 ms more each way, so that the actor works on what is long past, and kill it."""
     server = stage.serve()
     producers, actors = stage.link(server), stage.link(server)
     producers.latency_ms = actors.latency_ms = 30
     for number in (1, 2):
         stage.start_producer(number, url=producers.url)
-    actor = stage.start_actor(url=actors.url, lease_ms=2_000)
+    actor = stage.start_actor(url=actors.url)
     leader = stage.await_serving(noted=False)
     for _ in scale.turns(stage, 1, 50):
         stage.await_entries(20)
         actor.kill()
         killed = time.monotonic()
-        actor = stage.start_actor(url=actors.url, lease_ms=2_000)
+        actor = stage.start_actor(url=actors.url)
         leader = stage.await_serving(after=leader, since=killed)
         stage.faults += 1
 
