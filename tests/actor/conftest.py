@@ -111,7 +111,7 @@ class Stage:
         actor = self.actor(script, snapshot_every_ms=0, **settings)
 
         def is_saved() -> bool:
-            all_folded = actor._follower.position.offset == self.state(self.keys.log).last_id
+            all_folded = actor._follower.reached == self.state(self.keys.log).last_id
             return all_folded and actor._saving.saved_all and not actor._saving.under_way
 
         script.wait_for(is_saved)

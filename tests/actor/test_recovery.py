@@ -338,6 +338,15 @@ class TestGaps:
         (status,) = [answer.result for answer in stage.answers()]
         assert (status["events"], status["lost_entries"]) == (0, 10)
 
+    def test_nor_is_anything_missing_to_who_goes_on_from_its_snapshot(self, stage):
+        first, *_, last = [stage.event(input_tokens=1) for _ in range(10)]
+        trim_all(stage, last)
+        stage.saved(accept_data_loss=True)
+        stage.ask("status", after=first)
+        stage.run(nothing)
+        (status,) = [answer.result for answer in stage.answers()]
+        assert (status["events"], status["lost_entries"]) == (0, 10)
+
     def test_a_loss_that_was_accepted_is_saved_and_needs_not_be_accepted_again(self, stage):
         ids = [stage.event(input_tokens=1) for _ in range(10)]
         stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])

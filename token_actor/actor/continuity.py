@@ -115,6 +115,12 @@ def find_break(connection: Connection, key: bytes, position: Position, last: Ent
     return _deleted_ahead(connection, key, position, stream)
 
 
+def counted_up_to(connection: Connection, key: bytes, position: Position) -> bytes:
+    """Return the id up to which every entry was folded or counted as lost: later than the last one folded, maybe."""
+    stream = connection.stream_state(key)
+    return stream.last_id if stream is not None and stream.entries_added == position.entries else position.offset
+
+
 def _entry_at(connection: Connection, key: bytes, entry_id: bytes) -> Entry | None:
     found = connection.range(key, start=entry_id, end=entry_id, count=1)
     return found[0] if found else None

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from token_actor.actor.continuity import Break, Trail, entries_from, find_break
+from token_actor.actor.continuity import Break, Trail, counted_up_to, entries_from, find_break
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.recovery import Recovered, recover, without
 from token_actor.core.columns import Columns, Rejection
@@ -130,6 +130,7 @@ class Follower:
         if found is not None and not found.replaced:
             self.position = without(self.position, found)  # who must not accept that did not get here
         self.replaced = self.position.lost > self._known.began.lost
+        self._lost_up_to = counted_up_to(self._connection, self._keys.log, self.position)
         if found is None or not found.replaced:
             return []
         try:
