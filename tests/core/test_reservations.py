@@ -32,6 +32,7 @@ class TestDecision:
             "shadow": [],
             "reservation": "c:2",
             "expires_ms": NOW_MS + TTL_MS,
+            "limits_version": 1,
         }
 
     def test_a_refusal_names_the_limit_and_takes_nothing(self, quota):

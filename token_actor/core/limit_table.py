@@ -135,7 +135,10 @@ class Meter:
 
 
 class LimitTable:
-    """Hold the limits in force by name, in the order in which they were first put."""
+    """Hold the limits in force by name, in the order in which they were first put.
+
+    ``version`` grows with every change, so that who has a copy knows when it is old.
+    """
 
     def __init__(self) -> None:
         """Start with none."""
@@ -143,6 +146,7 @@ class LimitTable:
         self._by_number: dict[int, Meter] = {}
         self._next_number = 1
         self._hour = 0
+        self.version = 0
 
     def __len__(self) -> int:
         """Return how many limits are in force."""
@@ -158,6 +162,7 @@ class LimitTable:
         if known is not None and known.limit.shape == limit.shape:
             known.counters.change(limit, now_ms)
             known.limit = limit
+            self.version += 1
             return True
         if known is None and len(self.meters) >= LIMITS_MAX:
             raise InvalidValue("limit", f"is one too many: there are {LIMITS_MAX}; delete one first")
@@ -165,6 +170,7 @@ class LimitTable:
             del self._by_number[known.number]
         self._take(Meter(self._next_number, limit))
         self._next_number += 1
+        self.version += 1
         return False
 
     def _take(self, meter: Meter) -> None:
@@ -176,6 +182,7 @@ class LimitTable:
         meter = self.meters.pop(name, None)
         if meter is not None:
             del self._by_number[meter.number]
+            self.version += 1
         return meter is not None
 
     def with_number(self, number: int) -> Meter | None:
@@ -219,10 +226,15 @@ class LimitTable:
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values and arrays."""
         meters = [meter.dump() for meter in self.meters.values()]
-        return {"meters": meters, "next_number": self._next_number, "hour": self._hour}
+        return {
+            "meters": meters,
+            "next_number": self._next_number,
+            "hour": self._hour,
+            "version": self.version,
+        }
 
     def restore(self, dumped: Mapping[str, Any]) -> None:
         """Take over what ``dump`` returned."""
         for state in dumped["meters"]:
             self._take(Meter.restored(state))
-        self._next_number, self._hour = dumped["next_number"], dumped["hour"]
+        self._next_number, self._hour, self.version = dumped["next_number"], dumped["hour"], dumped["version"]

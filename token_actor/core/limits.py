@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from token_actor.core.analytics import check_number
 from token_actor.core.usage import (
     DIMENSIONS,
     SEPARATOR,
@@ -35,6 +36,12 @@ UNITS: Final = (*TOKEN_UNITS, "requests", "cost_nanousd", CONCURRENCY)
 KINDS: Final = ("window", "bucket", CONCURRENCY)
 MODES: Final = ("enforce", "shadow")
 ON_EXPIRE: Final = ("charge", "refund")
+ON_OUTAGE: Final = ("closed", "open", "safe")
+PERIODS: Final = ("day", "week", "month")
+WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+THRESHOLDS: Final = (50, 80, 100)  # per cent of a budget at which somebody wants to be told
+THRESHOLD_MAX: Final = 1_000
+SAFE_SHARE: Final = 0.01  # with a hundred clients the fleet then grants about as much as with the actor
 
 AMOUNT_MAX: Final = 10**18  # a billion dollars in nano-USD; fits an int64
 WINDOW_MS_MAX: Final = 35 * 86_400_000  # a month and some days; what lies further back is for reports
@@ -43,29 +50,32 @@ WEIGHT_MAX: Final = 10  # times one token; int64 sums of a window stay exact for
 
 Refund: TypeAlias = "tuple[int, int, int]"  # when a hold is given back if nobody settles it; its place; its amount
 MEASURES: Final = ("tokens", *TOKEN_KINDS)
-RESERVE_ARGUMENTS: Final = frozenset({*DIMENSIONS, *MEASURES, "cost_usd"})
+RESERVE_ARGUMENTS: Final = frozenset({*DIMENSIONS, *MEASURES, "cost_usd", "requests"})
 
 
 class Estimate(NamedTuple):
-    """Hold what a call may use. ``tokens`` are of no kind yet, so they count as the dearest kind."""
+    """Hold what a call may use, or several (``requests``). ``tokens`` of no kind yet count as the dearest kind."""
 
     series: str
     tokens: int = 0
     kinds: tuple[int, ...] = (0,) * len(TOKEN_KINDS)
     cost_nanousd: int = 0
+    requests: int = 1
 
 
 def estimate_of(arguments: Mapping[str, Any]) -> Estimate:
-    """Return the estimate that a map of dimensions, token counts and ``cost_usd`` describes.
+    """Return the estimate that a map of dimensions, token counts, ``cost_usd`` and ``requests`` describes.
 
     Raises ``InvalidValue`` naming the field that is wrong.
     """
     for name in arguments:
         if name not in RESERVE_ARGUMENTS:
-            raise InvalidValue(str(name), "is not a dimension, a token count, or cost_usd", reason="decode")
+            raise InvalidValue(str(name), "is not a dimension, a token count, cost_usd, or requests", reason="decode")
     tokens, *kinds = [check_count(name, arguments.get(name, 0)) for name in MEASURES]
     names = [check_name(dimension, arguments.get(dimension)) for dimension in DIMENSIONS]
-    return Estimate(series_key(*names), tokens, tuple(kinds), cost_to_nanousd(arguments.get("cost_usd")) or 0)
+    cost_nanousd = cost_to_nanousd(arguments.get("cost_usd")) or 0
+    requests = check_count("requests", arguments.get("requests", 1))
+    return Estimate(series_key(*names), tokens, tuple(kinds), cost_nanousd, requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,13 @@ class Limit:
     ``weights`` say by kind of token how much one counts, in thousandths at the finest; kinds not
     named count as the unit says. ``mode`` ``shadow`` counts and tells, but refuses nothing.
     ``on_expire`` says what becomes of a reservation that nobody settled.
+
+    A ``calendar`` limit grants ``amount`` per ``period`` (``day``, ``week``, ``month``) of the time zone
+    ``tz``, weeks beginning on ``week_start``; at each of its ``thresholds``, in per cent, it is told once
+    per period (``None`` means 50, 80 and 100). Where calls wait for quota, the values of the dimensions
+    ``fair_by`` take turns; none means first come, first served. ``on_outage`` says what a client decides
+    when the actor cannot be reached: refuse (``closed``), grant (``open``), or grant ``safe_share`` of the
+    amount by itself (``safe``).
     """
 
     name: str
@@ -92,6 +109,13 @@ class Limit:
     weights: Mapping[str, float] | None = None
     mode: str = "enforce"
     on_expire: str = "charge"
+    period: str | None = None
+    tz: str = "UTC"
+    week_start: str = "monday"
+    thresholds: Sequence[int] | None = None
+    fair_by: Sequence[str] = ()
+    on_outage: str = "closed"
+    safe_share: float = SAFE_SHARE
     window_ms: int = field(init=False, compare=False)
     per_mille: tuple[int, ...] = field(init=False, compare=False)
 
@@ -99,7 +123,7 @@ class Limit:
         """Check every field, and turn the numbers of people into integers."""
         if not check_name("name", self.name):
             raise InvalidValue("name", "must not be empty", reason="bad_name")
-        for name, known in (("unit", UNITS), ("kind", KINDS), ("mode", MODES), ("on_expire", ON_EXPIRE)):
+        for name, known in _CHOICES:
             if getattr(self, name) not in known:
                 raise InvalidValue(name, f"must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if CONCURRENCY in {self.unit, self.kind}:
@@ -112,7 +136,10 @@ class Limit:
         self._set(window_ms=seconds_to_ms("seconds", self.seconds))
         if not 1 <= self.window_ms <= WINDOW_MS_MAX:
             raise InvalidValue("seconds", f"must be above 0, at most {WINDOW_MS_MAX // 1000}, not {self.seconds!r}")
-        self._set(selector=_checked_selector(self.selector), by=_checked_dimensions(self.by))
+        self._set(selector=_checked_selector(self.selector))
+        self._set(by=_checked_dimensions("by", self.by), fair_by=_checked_dimensions("fair_by", self.fair_by))
+        if not 0 <= check_number("safe_share", self.safe_share) <= 1:
+            raise InvalidValue("safe_share", f"must be between 0 and 1, not {self.safe_share!r}")
         self._set(per_mille=_checked_weights(self.unit, self.weights))
 
     def _set(self, **fields: object) -> None:
@@ -146,7 +173,9 @@ class Limit:
         if self.unit in TOKEN_UNITS:
             weighed = sum(count * weight for count, weight in zip(estimate.kinds, self.per_mille, strict=True))
             return -(-(weighed + estimate.tokens * max(self.per_mille)) // PER_MILLE)
-        return estimate.cost_nanousd if self.unit == "cost_nanousd" else 1
+        if self.unit == "cost_nanousd":
+            return estimate.cost_nanousd
+        return estimate.requests if self.unit == "requests" else 1
 
     def charge_of(self, event: Event) -> int:
         """Return what one event used in the unit of this limit; it holds no reservation open."""
@@ -177,7 +206,24 @@ class Limit:
             "weights": None if self.weights is None else dict(self.weights),
             "mode": self.mode,
             "on_expire": self.on_expire,
+            "period": self.period,
+            "tz": self.tz,
+            "week_start": self.week_start,
+            "thresholds": None if self.thresholds is None else list(self.thresholds),
+            "fair_by": list(self.fair_by),
+            "on_outage": self.on_outage,
+            "safe_share": self.safe_share,
         }
+
+
+_CHOICES: Final = (
+    ("unit", UNITS),
+    ("kind", KINDS),
+    ("mode", MODES),
+    ("on_expire", ON_EXPIRE),
+    ("on_outage", ON_OUTAGE),
+    ("week_start", WEEKDAYS),
+)
 
 
 LIMIT_FIELDS: Final = frozenset(name for name, each in Limit.__dataclass_fields__.items() if each.init)
@@ -210,15 +256,15 @@ def _checked_selector(selector: object) -> dict[str, str]:
     return {dimension: check_name("selector", name) for dimension, name in selector.items()}
 
 
-def _checked_dimensions(by: object) -> tuple[str, ...]:
-    if not isinstance(by, list | tuple):
-        raise InvalidValue("by", "must be a list of dimensions", reason="type")
-    for dimension in by:
+def _checked_dimensions(field_name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise InvalidValue(field_name, "must be a list of dimensions", reason="type")
+    for dimension in value:
         if dimension not in DIMENSIONS:
-            raise InvalidValue("by", f"{dimension!r} is not a dimension; there are {', '.join(DIMENSIONS)}")
-    if len(set(by)) != len(by):
-        raise InvalidValue("by", "must not name a dimension twice")
-    return tuple(by)
+            raise InvalidValue(field_name, f"{dimension!r} is not a dimension; there are {', '.join(DIMENSIONS)}")
+    if len(set(value)) != len(value):
+        raise InvalidValue(field_name, "must not name a dimension twice")
+    return tuple(value)
 
 
 def _checked_weights(unit: str, weights: object) -> tuple[int, ...]:

@@ -164,6 +164,7 @@ class Reservations:
             "retry_after_ms": longest_ms,
             "never": longest_ms is None,
             "shadow": [each.meter.limit.name for each in standings if not each.enforced and not each.fits],
+            "limits_version": self.limits.version,
         }
 
     def reserve(

@@ -23,7 +23,7 @@ from token_actor.errors import SnapshotError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-STATE_VERSION: Final = 3
+STATE_VERSION: Final = 4
 _HEAD: Final = "head"
 _RESET_BITS: Final = 13  # 8192 baselines are one segment
 
