@@ -33,6 +33,7 @@ class TestDecision:
             "reservation": "c:2",
             "expires_ms": NOW_MS + TTL_MS,
             "limits_version": 1,
+            "estimate": {"source": "given", "tokens": 30, "requests": 1},
         }
 
     def test_a_refusal_names_the_limit_and_takes_nothing(self, quota):
@@ -51,6 +52,8 @@ class TestDecision:
             "shadow": [],
             "reservation": None,
             "expires_ms": None,
+            "limits_version": 1,
+            "estimate": {"source": "given", "tokens": 31, "requests": 1},
         }
         assert quota.taken() == (20, 50)
 

@@ -162,11 +162,11 @@ class AsyncFace:
         """Return the limits in force, and what is taken of them."""
         return await self._threads.run(self._sync.limits, **more)
 
-    async def explain(self, tokens: int = 0, **call: Any) -> dict[str, Any]:  # noqa: ANN401
+    async def explain(self, tokens: int | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return what a ``reserve`` of the same arguments would be told now."""
         return await self._threads.run(self._sync.explain, tokens, **call)
 
-    async def reserve(self, tokens: int = 0, **call: Any) -> AsyncReservation:  # noqa: ANN401
+    async def reserve(self, tokens: int | None = None, **call: Any) -> AsyncReservation:  # noqa: ANN401
         """Take quota for one call. Raises ``RateLimited`` when a limit has no room."""
         return AsyncReservation(await self._threads.run(self._sync.reserve, tokens, **call), self._threads)
 

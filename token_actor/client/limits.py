@@ -57,14 +57,14 @@ class Limits(Questions):
         limits: list[dict[str, Any]] = answer["limits"]
         return limits
 
-    def explain(self, tokens: int = 0, *, timeout_s: float | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401 - dimensions and counts
+    def explain(self, tokens: int | None = None, *, timeout_s: float | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401 - dimensions and counts
         """Return what a ``reserve`` of the same arguments would be told now, as a whole and by limit."""
         names, counts = self._call(tokens, call)
         return self._ask("explain", {"selector": names, **counts}, names, stale_ok=False, timeout_s=timeout_s)
 
     def reserve(
         self,
-        tokens: int = 0,
+        tokens: int | None = None,
         *,
         ttl_s: float = TTL_MS / 1000,
         timeout_s: float | None = None,
@@ -73,7 +73,8 @@ class Limits(Questions):
         """Take quota for one call under every limit that covers it: all of it, or nothing.
 
         ``tokens`` is what it may use of any kind; better known counts are ``input_tokens``,
-        ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``, and ``cost_usd``. Dimensions go
+        ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``, and ``cost_usd``. Without any of them
+        it is what the last calls of this agent and model used; ``decision["estimate"]`` tells. Dimensions go
         before the client's own. What is not settled within ``ttl_s`` expires as each limit says. Raises
         ``RateLimited`` when a limit has no room, ``InvalidValue`` (a ``ValueError``) naming the argument.
         """
@@ -142,10 +143,11 @@ class Limits(Questions):
         arguments = {**arguments, "reservation": name}
         return dict(self._engine.command(operation, arguments, tenant=tenant, event=event, timeout_s=timeout_s))
 
-    def _call(self, tokens: int, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    def _call(self, tokens: int | None, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the dimensions of a call, and what it may use. Raises ``InvalidValue`` naming the argument."""
         given: dict[str, Any] = {name: value for name, value in call.items() if value is not None}
-        given["tokens"] = tokens
+        if tokens is not None:
+            given["tokens"] = tokens
         if isinstance(given.get("cost_usd"), Decimal):
             given["cost_usd"] = str(given["cost_usd"])
         named: dict[str, str] = {name: given.pop(name) for name in DIMENSIONS if name in given}

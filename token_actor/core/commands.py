@@ -135,9 +135,11 @@ def _reserve(ledger: Ledger, command: Command) -> Carried:
     ttl_ms = _ttl_ms(arguments.pop("ttl_ms", TTL_MS))
     estimate = estimate_of(arguments)
     names = ledger.series.counted_as(estimate.series)
-    standings = ledger.reservations.standings(names, estimate, ledger.log_ms)
+    estimated = ledger.requests.completed(names, estimate, arguments)
+    standings = ledger.reservations.standings(names, estimated.estimate, ledger.log_ms)
     reservation = f"{command.client}:{command.request_id}"
-    return ledger.reservations.reserve(reservation, standings, ledger.log_ms, ttl_ms), []
+    answer = ledger.reservations.reserve(reservation, standings, ledger.log_ms, ttl_ms)
+    return {**answer, "estimate": estimated.as_map()}, []
 
 
 def _settle(ledger: Ledger, command: Command) -> Carried:
