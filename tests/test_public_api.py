@@ -56,6 +56,7 @@ def test_the_public_names():
         "TokenClient",
         "TokenManager",
         "TokenManagerException",
+        "provider_limits",
     ]
 
 

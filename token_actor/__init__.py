@@ -6,6 +6,7 @@ to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
 
 from token_actor.client.limits import Reservation
 from token_actor.core.limits import Limit
+from token_actor.core.provider_limits import provider_limits
 from token_actor.errors import (
     ActorUnavailable,
     BufferFull,
@@ -37,4 +38,5 @@ __all__ = [
     "TokenClient",
     "TokenManager",
     "TokenManagerException",
+    "provider_limits",
 ]

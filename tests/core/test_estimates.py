@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from tests.core.quota import NOW_MS, Quota
 from tests.makers import HOUR_MS, START_MS, apply, ask, columns, event, examples, packed, state_of, travelled
 from token_actor.core import estimates
-from token_actor.core.blocks import Segment
 from token_actor.core.estimates import KEPT, TOKENS_DEFAULT
 from token_actor.core.ledger import Ledger
 from token_actor.core.limits import Limit
@@ -19,6 +19,9 @@ from token_actor.core.series import OTHER
 from token_actor.core.snapshot import Capture, restore
 from token_actor.core.usage import COST_NANOUSD_MAX, TOKEN_KINDS, TOKENS_MAX
 from token_actor.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from token_actor.core.blocks import Segment
 
 
 def learned(ledger, **names):

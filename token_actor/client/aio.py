@@ -18,7 +18,7 @@ from token_actor.client.sync import SyncFace
 from token_actor.errors import ClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     from token_actor.client.engine import Engine
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from token_actor.client.questions import Moment
     from token_actor.core.analytics import Analytics, HistoryEntry
     from token_actor.core.limits import Limit
+    from token_actor.core.provider_quotas import ProviderQuotas
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,6 +166,10 @@ class AsyncFace:
     async def explain(self, tokens: int | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return what a ``reserve`` of the same arguments would be told now."""
         return await self._threads.run(self._sync.explain, tokens, **call)
+
+    async def observe_headers(self, headers: Mapping[str, str], **more: Any) -> ProviderQuotas:  # noqa: ANN401
+        """Hold the whole fleet to what a provider says of its quotas."""
+        return await self._threads.run(self._sync.observe_headers, headers, **more)
 
     async def reserve(self, tokens: int | None = None, **call: Any) -> AsyncReservation:  # noqa: ANN401
         """Take quota for one call. Raises ``RateLimited`` when a limit has no room."""

@@ -16,6 +16,7 @@ import numpy as np
 from token_actor.core.columns import Int64s, grown
 from token_actor.core.limit_counters import counters_of
 from token_actor.core.limits import limit_of
+from token_actor.core.pauses import Pause
 from token_actor.core.series import OTHER
 from token_actor.core.usage import SEPARATOR
 from token_actor.errors import InvalidValue
@@ -39,7 +40,8 @@ class Meter:
 
     ``number`` is never given twice, so a hold on counters that are gone cannot hit others. ``scopes``
     maps values of ``by`` to their counters. ``holders`` are the open reservations of each value.
-    ``refused`` counts decisions, ``debt`` what was used beyond what was reserved.
+    ``refused`` counts decisions, ``debt`` what was used beyond what was reserved. During its ``pause`` it
+    grants nothing.
     """
 
     def __init__(self, number: int, limit: Limit) -> None:
@@ -51,6 +53,7 @@ class Meter:
         self.holders: dict[str, dict[str, None]] = {}
         self.refused = 0
         self.debt = 0
+        self.pause = Pause()
         self._scope_of_row: Int64s = np.zeros(0, dtype=np.int64)
 
     def find(self, scope: str) -> int | None:
@@ -122,6 +125,7 @@ class Meter:
             "counters": self.counters.dump(len(self.scopes)),
             "refused": self.refused,
             "debt": self.debt,
+            "pause": list(self.pause),
         }
 
     @classmethod
@@ -130,7 +134,7 @@ class Meter:
         meter = cls(dumped["number"], limit_of(dumped["limit"]))
         meter.scopes = {scope: index for index, scope in enumerate(dumped["scopes"])}
         meter.counters.restore(dumped["counters"], len(meter.scopes))
-        meter.refused, meter.debt = dumped["refused"], dumped["debt"]
+        meter.refused, meter.debt, meter.pause = dumped["refused"], dumped["debt"], Pause(*dumped["pause"])
         return meter
 
 
@@ -166,9 +170,11 @@ class LimitTable:
             return True
         if known is None and len(self.meters) >= LIMITS_MAX:
             raise InvalidValue("limit", f"is one too many: there are {LIMITS_MAX}; delete one first")
+        meter = Meter(self._next_number, limit)
         if known is not None:
             del self._by_number[known.number]
-        self._take(Meter(self._next_number, limit))
+            meter.pause = known.pause  # whatever it counts, its provider still wants to hear nothing
+        self._take(meter)
         self._next_number += 1
         self.version += 1
         return False
@@ -222,6 +228,7 @@ class LimitTable:
         self._hour = min(self._hour, now_ms // HOUR_MS)
         for meter in self.meters.values():
             meter.counters.set_back(now_ms)
+            meter.pause = meter.pause.set_back(now_ms)
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values and arrays."""

@@ -253,6 +253,7 @@ def _limits(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[s
                 "scopes": len(meter.scopes),
                 "refused": meter.refused,
                 "debt": meter.debt,
+                "paused_ms": meter.pause.left_ms(now_ms),
                 "top": [standing_of(meter, scope, 0, now_ms).figures() for scope in meter.largest(top, now_ms)],
             }
             for meter in ledger.limits.meters.values()

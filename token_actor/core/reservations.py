@@ -135,8 +135,13 @@ class Reservations:
         meter, counter = standing.meter, standing.meter.find(standing.scope)
         if standing.never:
             return None
+        if standing.cost <= standing.left:  # only the pause refuses
+            return standing.paused_ms
         assert counter is not None, "what was never used has room"
-        return meter.counters.retry_after_ms(counter, standing.cost, now_ms, list(self._refunds(meter, standing.scope)))
+        wait_ms = meter.counters.retry_after_ms(
+            counter, standing.cost, now_ms, list(self._refunds(meter, standing.scope))
+        )
+        return max(wait_ms, standing.paused_ms)
 
     def _refunds(self, meter: Meter, scope: str) -> Iterator[Refund]:
         if meter.limit.gives_back:
