@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.limits import Limit
+from token_actor.core.usage import check_name
 from token_actor.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def provider_limits(  # noqa: PLR0913 - one keyword for each quota that provider
 
 def provider_selector(provider: str | None, model: str | None, tenant: str | None = None) -> dict[str, str]:
     """Return what selects the calls of one model, of one tenant or (``None``) of all. Raises ``InvalidValue``."""
-    for name, value in (("provider", provider), ("model", model)):
-        if not value:
-            raise InvalidValue(name, "must be named", reason="bad_name")
-    names = {"tenant": tenant, "provider": provider, "model": model}
+    given = {"tenant": tenant, "provider": provider, "model": model}
+    names = {dimension: check_name(dimension, name) for dimension, name in given.items()}
+    for dimension in ("provider", "model"):
+        if not names[dimension]:
+            raise InvalidValue(dimension, "must be named", reason="bad_name")
     return {dimension: name for dimension, name in names.items() if name}
 
 

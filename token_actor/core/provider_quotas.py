@@ -98,7 +98,7 @@ def read_quotas(headers: Mapping[str, str], now_s: float) -> ProviderQuotas:
         if value is None:
             strange.append(f"{name}: {text}"[:_SHOWN_MAX])
         elif part:
-            quotas[unit] = quotas.get(unit, Quota())._replace(**{part: value})
+            quotas[unit] = quotas.get(unit, Quota())._replace(**{part: value})  # type: ignore[arg-type] # as its reader reads it
         else:
             wait_s = value
     return ProviderQuotas(quotas=quotas, retry_after_s=wait_s, not_understood=tuple(strange))
