@@ -106,7 +106,7 @@ class Story:
         if self._fragile or not all(actor.offset == last for actor in self.actors):
             return False
         one, other = (actor.position for actor in self.actors)
-        return one.entries == other.entries  # else one of them has yet to notice what it missed
+        return one == other  # else one of them has yet to notice what it missed, or to take over what the leader saved
 
     def _kill_actor(self) -> None:
         if self._fragile:
@@ -190,7 +190,7 @@ class Story:
                     if self.world.random.random() < chance:
                         fault()
             self._make_peace()
-            settled = self._wait_until_settled()
+            settled = self._wait_until_settled() and self._go_on()
             self._judge(settled)
         finally:
             self.world.end()
@@ -211,6 +211,11 @@ class Story:
                 return True
         return False
 
+    def _go_on(self) -> bool:
+        """Let one more event come: who stands by with another state than the leader takes over the next it saves."""
+        self.writers[0].left += 1
+        return self._wait_until_settled()
+
     def _is_settled(self) -> bool:
         if not (all(p.settled for p in self.producers) and all(w.settled for w in self.writers)):
             return False
@@ -220,7 +225,7 @@ class Story:
         if leading != [last] or any(actor.offset is None for actor in self.actors):
             return False
         one, other = (actor.position for actor in self.actors)
-        return one == other
+        return one == other and not any(actor.replaced for actor in self.actors)
 
     def _judge(self, settled: bool) -> None:
         verdict, truth = self.verdict, self.truth
