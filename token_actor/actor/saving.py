@@ -61,7 +61,9 @@ class Saving:
         self._writer.forget()
         if self.saved_all:  # by the leader before, so there may never be a reason to take one of our own
             _, self._writer.durable = self._follower.ledger.producers.capture()
-        self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        unsaved = self._follower.position.entries - self.position.entries
+        wait_ms = 0 if unsaved >= _UNSAVED_MAX else self._settings.snapshot_every_ms
+        self._due_ms = self._clock.ticks_ms() + wait_ms
 
     def forget(self) -> None:
         """Take a snapshot at once: what the server holds of earlier ones does not fit its log any more."""
