@@ -204,17 +204,17 @@ class Story:
         for producer in self.producers:
             producer.disk.full, producer.disk.broken = False, False
 
-    def _wait_until_settled(self) -> bool:
+    def _wait_until_settled(self, *, alike: bool = False) -> bool:
         for step in range(PEACE_STEPS_MAX):
             self.world.step()
-            if step % 50 == 0 and self._is_settled():
+            if step % 50 == 0 and self._is_settled() and not (alike and any(actor.replaced for actor in self.actors)):
                 return True
         return False
 
     def _go_on(self) -> bool:
         """Let one more event come: who stands by with another state than the leader takes over the next it saves."""
         self.writers[0].left += 1
-        return self._wait_until_settled()
+        return self._wait_until_settled(alike=True)
 
     def _is_settled(self) -> bool:
         if not (all(p.settled for p in self.producers) and all(w.settled for w in self.writers)):
@@ -225,7 +225,7 @@ class Story:
         if leading != [last] or any(actor.offset is None for actor in self.actors):
             return False
         one, other = (actor.position for actor in self.actors)
-        return one == other and not any(actor.replaced for actor in self.actors)
+        return one == other
 
     def _judge(self, settled: bool) -> None:
         verdict, truth = self.verdict, self.truth

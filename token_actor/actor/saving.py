@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.recovery import NOWHERE
 from token_actor.actor.snapshots import SnapshotWriter
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.core.dedupe import ProducerKey, ProducerMark
     from token_actor.transport.ports import Connection
+
+_UNSAVED_MAX: Final = 10_000  # entries; who begins to lead with more took long to recover, and so would the next
 
 log = logging.getLogger(__name__)
 
