@@ -47,7 +47,10 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
         elif isinstance(step, RefusedBatch):
             rejections += ledger.refuse(step.numbers, step.rejection)
         elif isinstance(step, PlacedClock):
-            ledger.tell(step.id_ms, step.clock.now_ms, step.clock.epoch)
+            if step.clock.now_ms is None:
+                ledger.tick(step.id_ms)
+            else:
+                ledger.tell(step.id_ms, step.clock.now_ms, step.clock.epoch)
         else:
             rejections += _execute(ledger, step, folded, epoch)
         for client, request_id, told in told_since(ledger):

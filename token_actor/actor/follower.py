@@ -56,7 +56,8 @@ class Follower:
 
     ``recovered`` tells whether there is a state. ``replaced`` tells whether the log was replaced since
     the last snapshot; its next leader counts it as a new generation. ``all_read`` tells whether the log
-    held no more at the last read that brought anything.
+    held no more at the last read that brought anything. ``before`` is the position in the log that was
+    replaced, if it is known.
     """
 
     def __init__(self, connection: Connection, settings: ActorSettings) -> None:
@@ -73,6 +74,7 @@ class Follower:
         self._last: deque[Entry] = deque(maxlen=COMPARED)
         self._confirmed: list[Entry] = []  # the last ones when the log was last seen to go on
         self.replaced = False
+        self.before: Position | None = None
         self.all_read = False
 
     @property
@@ -118,6 +120,7 @@ class Follower:
         self._lost_up_to = FIRST
         self._forget_last()
         self.replaced = False
+        self.before = None
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
                 self._state = self._recovered(alone=alone)
@@ -194,6 +197,7 @@ class Follower:
         self._forget_last()
         self.position = replace(self.position, offset=FIRST, entries=0, unbroken=False)
         self.replaced = True
+        self.before = None
 
     def rejoin(self, *, epoch: int) -> Iterator[Folded]:
         """Fold what is new in a log that was replaced; yield what that comes to.
@@ -209,6 +213,7 @@ class Follower:
             work.after = entries[-1][0]
             yield from self._fold_new(work, entries, epoch)
         was = self.position
+        self.before = self.before if self.replaced else was
         added = 0 if stream is None else stream.entries_added
         self.position = replace(was, offset=until, entries=added, unbroken=False)
         self._trail = Trail()

@@ -170,7 +170,7 @@ class Actor:
         found = self._follower.find_break()
         if found is None or not found.replaced:
             return found is None
-        if knows_more(self._follower, manifest):
+        if knows_more(self._follower, newest_manifest(self._connection, self._keys)):
             return False
         for folded in self._follower.rejoin(epoch=0):
             self._letters.add(folded.dead)
@@ -268,6 +268,9 @@ class Actor:
     def _turn(self, block_ms: int | None) -> None:
         """Read, fold, answer, write."""
         questions = {self._keys.ask: self._desk.offset} if self._answers and self._hears_questions else {}
+        waking_ms = self._follower.ledger.admission.waking_ms
+        if block_ms is not None and waking_ms is not None:
+            block_ms = min(block_ms, self._timekeeper.until_ms(waking_ms)) or None
         try:
             read = self._follower.read(questions, block_ms=block_ms)
         except ServerRefused as refused:
@@ -286,7 +289,7 @@ class Actor:
         self._desk.send()
 
     def _keep_time(self, *, anything_read: bool) -> None:
-        """Tell the log what time it is, if it does not know."""
+        """Tell the log what time it is, if it does not know; let time go on for those who wait for it."""
         id_ms = log_ms_of(self._follower.position.offset) if anything_read else None
         told_ms = self._timekeeper.look(
             id_ms=id_ms,
@@ -294,9 +297,11 @@ class Actor:
             all_read=self._follower.all_read or not anything_read,
         )
         if told_ms is not None:
-            clock = ClockEntry(told_ms, self._leadership.epoch)
             log.info("Telling the log the time", extra={"action": "clock", "now_ms": told_ms})
-            self._leadership.write([Append(key=self._keys.log, fields=[CLOCK_FIELD, clock.encode()])])
+        elif not self._timekeeper.nudges(self._follower.ledger.admission.waking_ms):
+            return
+        clock = ClockEntry(told_ms, self._leadership.epoch)
+        self._leadership.write([Append(key=self._keys.log, fields=[CLOCK_FIELD, clock.encode()])])
 
     @property
     def _answers(self) -> bool:

@@ -26,13 +26,16 @@ def is_better(
     saved, own = manifest.position, follower.position
     if (saved.generation, saved.lost) != (own.generation, own.lost):
         return is_new
+    if not follower.replaced:
+        return False
     fits = saved.entries > 0 and find_break(connection, log, saved) is None
-    return follower.replaced and fits
+    return fits or knows_more(follower, manifest)
 
 
 def knows_more(follower: Follower, manifest: Manifest | None) -> bool:
     """Tell whether a snapshot holds what nobody can read any more of a log that was replaced."""
-    if manifest is None or follower.replaced:
+    own = follower.before if follower.replaced else follower.position
+    if manifest is None or own is None:
         return False
-    saved, own = manifest.position, follower.position
+    saved = manifest.position
     return (saved.generation, saved.lost) == (own.generation, own.lost) and saved.entries > own.entries

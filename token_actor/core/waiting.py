@@ -75,6 +75,10 @@ class WaitingRoom:
         """Return how many wait."""
         return len(self.waiters)
 
+    def needing(self, meter: int) -> int:
+        """Return how many wait who need the limit with this number."""
+        return sum(len(queue) for (number, _), queue in self._needing.items() if number == meter)
+
     def next_order(self, standings: Iterable[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
         """Return the turn of somebody who comes now, and the values of ``fair_by`` it counts for."""
         turn, values = self._turn, []
