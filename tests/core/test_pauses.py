@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.core.quota import NOW_MS, Quota
+from tests.core.test_waiting import Line
 from tests.makers import MINUTE_MS, ask, packed, state_of, travelled
+from token_actor.core.commands import Command, execute
 from token_actor.core.limits import Limit
 from token_actor.core.pauses import PAUSE_MS_MAX
 from token_actor.core.snapshot import restore
@@ -166,3 +168,44 @@ class TestLife:
         quota.now_ms += 30 * MINUTE_MS
         quota.ledger.tell(quota.now_ms, quota.now_ms - 29 * MINUTE_MS, 1)
         assert quota.reserve(1)["retry_after_ms"] == 39 * MINUTE_MS
+
+
+class TestWaiting:
+    """Who waits for quota waits for the end of a pause, and is granted exactly then."""
+
+    @pytest.fixture
+    def line(self):
+        return Line(amount=100)
+
+    def test_who_comes_during_a_pause_is_granted_at_its_end(self, line):
+        pause(line, 5_000)
+        assert line.ask(10, "a") is None
+        line.at(NOW_MS + 4_999)
+        assert line.granted == []
+        line.at(NOW_MS + 5_000)
+        assert (line.granted, line.told["w", "a"]["waited_ms"]) == (["a"], 5_000)
+
+    def test_who_waits_already_waits_for_a_pause_that_begins_then(self, line):
+        line.use(100)
+        assert line.ask(10, "a", wait_ms=600_000) is None
+        pause(line, 3 * MINUTE_MS)
+        line.at(NOW_MS + 2 * MINUTE_MS)
+        assert line.granted == []
+        line.at(NOW_MS + 3 * MINUTE_MS)
+        assert line.granted == ["a"]
+
+    def test_who_waits_is_told_what_it_was_taken_to_use_also_after_a_restart(self, line):
+        line.use(30)
+        pause(line, 5_000)
+        command = Command(operation="reserve", request_id="a", client="w", arguments={"wait_ms": 60_000})
+        assert execute(line.ledger, command, line.now_ms).answer is None
+        line.ledger = restore(travelled(state_of(line.ledger)))
+        line.at(NOW_MS + 5_000)
+        assert line.told["w", "a"]["estimate"] == {"source": "learned", "input_tokens": 30, "requests": 1}
+
+    def test_who_waits_in_vain_is_told_it_too(self, line):
+        pause(line, 5_000)
+        assert line.ask(10, "a", wait_ms=1_000) is None
+        line.at(NOW_MS + 1_000)
+        told = line.told["w", "a"]
+        assert (told["granted"], told["retry_after_ms"], told["estimate"]["tokens"]) == (False, 4_000, 10)
