@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
+from tests.client.harness import ROOT
 from token_actor.client import observed
 from token_actor.core.limits import Limit
 from token_actor.core.pauses import PAUSE_MS_MAX
@@ -187,3 +189,12 @@ class TestEstimates:
         assert told == {"source": "learned", "input_tokens": 300, "output_tokens": 20, "requests": 1}
         assert client.reserve(7).decision["estimate"] == {"source": "given", "tokens": 7, "requests": 1}
         assert client.explain()["estimate"] == told
+
+
+def test_the_example_of_the_documents_runs(capsys):
+    _, section = (ROOT / "docs/limits.md").read_text().split("## Provider quotas\n")
+    (block,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+    exec(compile(block, "limits.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == str([f"anthropic/claude-x/{unit}" for unit in ("requests", "input_tokens", "output_tokens")])
+    assert second == "True 0 True"
