@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.core.quota import NOW_MS, Quota
 from tests.core.test_waiting import Line
-from tests.makers import MINUTE_MS, ask, packed, state_of, travelled
+from tests.makers import MINUTE_MS, ask, examples, packed, state_of, travelled
 from token_actor.core.commands import Command, execute
 from token_actor.core.limits import Limit
 from token_actor.core.pauses import PAUSE_MS_MAX
@@ -209,3 +211,31 @@ class TestWaiting:
         line.at(NOW_MS + 1_000)
         told = line.told["w", "a"]
         assert (told["granted"], told["retry_after_ms"], told["estimate"]["tokens"]) == (False, 4_000, 10)
+
+
+@examples(300)
+@given(
+    st.sampled_from(["window", "bucket", "concurrency"]),
+    st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.integers(0, 40_000)), max_size=6),
+    st.lists(st.tuples(st.integers(1, 200_000), st.integers(0, 60_000)), min_size=1, max_size=3),
+    st.integers(1, 100),
+)
+def test_a_refusal_during_a_pause_says_to_the_millisecond_when_it_will_be_granted(kind, calls, pauses, cost):
+    quota = Quota(Limit("l", 100, kind=kind, on_expire="refund"))
+    for tokens, reserved, passed_ms in calls:
+        (quota.reserve if reserved else quota.use)(tokens)
+        quota.at(quota.now_ms + passed_ms)
+    end_ms = 0
+    for for_ms, passed_ms in pauses:
+        end_ms = max(end_ms, quota.now_ms + for_ms)
+        assert pause(quota, for_ms) == {"l": end_ms - quota.now_ms}
+        quota.at(quota.now_ms + passed_ms)
+    told = ask(quota.ledger, "explain", quota.now_ms, selector={}, tokens=cost)
+    wait_ms = told["retry_after_ms"]
+    assert wait_ms >= end_ms - quota.now_ms
+    assert told["granted"] == (wait_ms == 0)
+    if wait_ms:
+        quota.at(quota.now_ms + wait_ms - 1)
+        assert not ask(quota.ledger, "explain", quota.now_ms, selector={}, tokens=cost)["granted"]
+        quota.at(quota.now_ms + 1)
+        assert quota.reserve(cost)["granted"]
