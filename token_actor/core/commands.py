@@ -75,7 +75,8 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
     if operation is None:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
-    return operation(ledger, command)
+    with ledger.limits.watch.step(ledger.log_ms):
+        return operation(ledger, command)
 
 
 def _told(known: dict[str, Any]) -> Outcome:

@@ -64,6 +64,7 @@ class Reservations:
         picked = np.arange(len(log_ms)) if events is None else events
         start = 0
         while start < len(log_ms):
+            self.limits.watch.at(int(columns.entry[start]))
             self.advance(int(log_ms[start]))
             stop = int(np.searchsorted(log_ms, self._next_ms()))
             first, last = np.searchsorted(picked, (start, stop)).tolist()
@@ -118,6 +119,7 @@ class Reservations:
             meter.counters.unhold(counter, hold.place, hold.amount, found.expires_ms, charge=charge)
             if charge:
                 charged.append(hold)
+        self.limits.watch.look(found.expires_ms)
         self.expired += 1
         self._remember(reservation, Closed(TRANSITIONS[OPEN, "expire"][0], tuple(charged)))
 
@@ -294,6 +296,7 @@ class Reservations:
             meter = self.limits.with_number(hold.meter)
             counter = None if meter is None else meter.scopes.get(hold.scope)
             if meter is not None and counter is not None:
+                self.limits.watch.touch(meter, [counter])
                 yield hold, meter, counter
 
     def _remember(self, reservation: str, closed: Closed) -> None:
