@@ -84,6 +84,16 @@ class CalendarCounters:
         present = self._present(now_ms)
         return (0, 0) if present is None else (int(present.used[scope]), int(present.held[scope]))
 
+    def period_of(self, now_ms: int) -> tuple[int, int]:
+        """Return when the period begins that a time lies in, and when the next one does; changes nothing."""
+        present = self._present(now_ms)
+        return period_of(self._limit, now_ms) if present is None else (present.start_ms, present.end_ms)
+
+    def used_of(self, scopes: Int64s, now_ms: int) -> Int64s:
+        """Return what is used by each of these scopes in the present period; changes nothing."""
+        present = self._present(now_ms)
+        return np.zeros(len(scopes), dtype=np.int64) if present is None else present.used[scopes]
+
     def retry_after_ms(self, scope: int, cost: int, now_ms: int, refunds: Iterable[Refund]) -> int:
         """Return when the period ends, or enough will have been given back before."""
         present = self._present(now_ms)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from token_actor.core.columns import Int64s, grown
+from token_actor.core.limit_calendars import CalendarCounters
 from token_actor.core.limit_counters import counters_of
 from token_actor.core.limits import limit_of
 from token_actor.core.series import OTHER
-from token_actor.core.thresholds import Periodic, Told, Watch
+from token_actor.core.thresholds import Told, Watch
 from token_actor.core.usage import SEPARATOR
 from token_actor.errors import InvalidValue
 
@@ -49,7 +50,7 @@ class Meter:
         self.number = number
         self.limit = limit
         self.counters = counters_of(limit)
-        self.told = Told(self.counters, limit) if isinstance(self.counters, Periodic) else None
+        self.told = Told(self.counters, limit) if isinstance(self.counters, CalendarCounters) else None
         self.scopes: dict[str, int] = {}
         self.holders: dict[str, dict[str, None]] = {}
         self.refused = 0
@@ -242,6 +243,8 @@ class LimitTable:
         self._hour = min(self._hour, now_ms // HOUR_MS)
         for meter in self.meters.values():
             meter.counters.set_back(now_ms)
+            self.watch.touch(meter, meter.scopes.values())
+        self.watch.look(now_ms)
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values and arrays."""

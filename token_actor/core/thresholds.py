@@ -11,21 +11,22 @@ is reached of those above the highest one told. A new limit knows nothing of wha
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from token_actor.core.columns import grown
-from token_actor.core.limits import THRESHOLDS
 from token_actor.core.usage import SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from token_actor.core.columns import Bools, Int64s
+    from token_actor.core.limit_calendars import CalendarCounters
     from token_actor.core.limit_table import Meter
     from token_actor.core.limits import Limit
 
+_SURE_MS: Final = 3_600_000  # into a period: as long as its counters may move back into the one before
 _NEVER: Final = (1 << 63) - 1  # an amount that nothing reaches
 
 
@@ -61,29 +62,19 @@ class Crossing(NamedTuple):
     log_ms: int
 
 
-@runtime_checkable
-class Periodic(Protocol):
-    """Be counters that begin anew with each period, all of them at once."""
-
-    def add(self, scopes: Int64s, amounts: Int64s, log_ms: Int64s) -> None:
-        """Count usage in log order."""
-
-    def period_of(self, now_ms: int) -> tuple[int, int]:
-        """Return when the period began that a time lies in, and when it ends."""
-
-    def used_of(self, scopes: Int64s, now_ms: int) -> Int64s:
-        """Return what is used of each of these scopes in the period that ``now_ms`` lies in."""
-
-
 class Told:
-    """Know by scope which thresholds of one limit were told in this period: the highest, in per cent."""
+    """Know by scope which thresholds of one limit were told in this period: the highest, in per cent.
 
-    def __init__(self, counters: Periodic, limit: Limit) -> None:
+    What was told in the period before is kept, too: where log time moves back into it, so does what was used.
+    """
+
+    def __init__(self, counters: CalendarCounters, limit: Limit) -> None:
         """Start with nothing told."""
         self._counters = counters
         self._thresholds, self._levels = _levels_of(limit)
-        self._start_ms = self._end_ms = 0
+        self._start_ms = self._end_ms = self._before_ms = 0
         self._told: Int64s = np.zeros(0, dtype=np.int64)
+        self._before: Int64s = np.zeros(0, dtype=np.int64)
         self._next: Int64s = np.zeros(0, dtype=np.int64)  # what has to be used for the next one
 
     def change(self, limit: Limit) -> None:
@@ -99,8 +90,9 @@ class Told:
         """Know so many scopes."""
         known = len(self._told)
         if scopes > known:
-            self._told = grown(self._told, max(scopes, 2 * known))
-            self._next = grown(self._next, len(self._told))
+            capacity = max(scopes, 2 * known)
+            self._told, self._before = grown(self._told, capacity), grown(self._before, capacity)
+            self._next = grown(self._next, capacity)
             self._next[known:] = self._levels[0]
 
     def _move_to(self, now_ms: int) -> None:
@@ -108,10 +100,14 @@ class Told:
         if self._start_ms <= now_ms < self._end_ms:
             return
         start_ms, self._end_ms = self._counters.period_of(now_ms)
-        if start_ms > self._start_ms:  # where log time moves back, what was told of a later period stays told
-            self._told[:] = 0
-            self._next[:] = self._levels[0]
+        if start_ms > self._start_ms:
+            self._before_ms, self._before = self._start_ms, self._told
+            self._told = np.zeros_like(self._told)
+        elif start_ms <= self._before_ms:  # log time has moved back
+            self._told = np.maximum(self._told, self._before)
+            self._before_ms, self._before = 0, np.zeros_like(self._told)
         self._start_ms = start_ms
+        self._find_next()
 
     def add(self, scopes: Int64s, amounts: Int64s, log_ms: Int64s) -> list[Crossing]:
         """Count usage in log order; return what it reached, by scope."""
@@ -166,32 +162,39 @@ class Told:
         ]
 
     def of_now(self, now_ms: int) -> set[int]:
-        """Return the scopes of which something was told in the period of a time."""
+        """Return the scopes of which something was told in the period of a time, or the one before."""
         self._move_to(now_ms)
-        return set(np.flatnonzero(self._told).tolist())
+        if now_ms - self._start_ms >= _SURE_MS:
+            self._before_ms, self._before = 0, np.zeros_like(self._told)
+        return set(np.flatnonzero(self._told | self._before).tolist())
 
     def keep(self, scopes: Sequence[int]) -> None:
         """Keep these scopes, in this order, and forget the others."""
-        self._told, self._next = self._told[list(scopes)], self._next[list(scopes)]
+        self._told, self._before = self._told[list(scopes)], self._before[list(scopes)]
+        self._find_next()
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values and arrays."""
-        scopes = np.flatnonzero(self._told)
-        return {"start_ms": self._start_ms, "end_ms": self._end_ms, "scopes": scopes, "told": self._told[scopes]}
+        scopes = np.flatnonzero(self._told | self._before)
+        return {
+            "times": [self._start_ms, self._end_ms, self._before_ms],
+            "scopes": scopes,
+            "told": self._told[scopes],
+            "before": self._before[scopes],
+        }
 
     def restore(self, dumped: Mapping[str, Any], scopes: int) -> None:
         """Take over what ``dump`` returned."""
         self.make_room(scopes)
-        self._start_ms, self._end_ms = dumped["start_ms"], dumped["end_ms"]
-        self._told[dumped["scopes"]] = dumped["told"]
+        self._start_ms, self._end_ms, self._before_ms = dumped["times"]
+        self._told[dumped["scopes"]], self._before[dumped["scopes"]] = dumped["told"], dumped["before"]
         self._find_next()
 
 
 def _levels_of(limit: Limit) -> tuple[Int64s, Int64s]:
     """Return the thresholds of a limit in per cent, and what has to be used for each; then what is never reached."""
-    thresholds = sorted(THRESHOLDS if limit.thresholds is None else limit.thresholds)
-    levels = [min(_NEVER, max(1, -(-limit.amount * per_cent // 100))) for per_cent in thresholds]
-    return np.array(thresholds, dtype=np.int64), np.array([*levels, _NEVER], dtype=np.int64)
+    levels = [min(_NEVER, max(1, -(-limit.amount * per_cent // 100))) for per_cent in limit.told_at]
+    return np.array(limit.told_at, dtype=np.int64), np.array([*levels, _NEVER], dtype=np.int64)
 
 
 def notice_of(crossing: Crossing, entry: int, limit: Limit, name: str) -> Notice:
