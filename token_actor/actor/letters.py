@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -126,7 +127,8 @@ class Notices(Letters[NoticeEntry]):
     def write(self, leadership: Leadership) -> None:
         """Log what waits, and write it. Raises ``LeadershipLost``. What the server has no room for stays."""
         if self._kept and self._epoch != leadership.epoch:
-            self.drop_written()  # an earlier leader has logged those
+            with suppress(ServerRefused):  # then it refuses what is written, too, and that is said below
+                self.drop_written()  # an earlier leader has logged those
             self._epoch = leadership.epoch
         new = list(takewhile(lambda entry: entry is not self._logged, reversed(self._kept)))
         for entry in reversed(new):
