@@ -18,8 +18,9 @@ AGENTS = ("a", "b")
 class Series:
     """The two series there are, as the ledger's table shows them."""
 
-    names = [[agent if dimension == "agent" else "" for dimension in DIMENSIONS] for agent in AGENTS]
-    keys = [SEPARATOR.join(each) for each in names]
+    def __init__(self) -> None:
+        self.names = [[agent if dimension == "agent" else "" for dimension in DIMENSIONS] for agent in AGENTS]
+        self.keys = [SEPARATOR.join(each) for each in self.names]
 
     def __len__(self) -> int:
         return len(self.keys)

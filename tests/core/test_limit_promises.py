@@ -252,7 +252,7 @@ class BucketOracle(Oracle):
         assert self.level(agent, now_ms) < cost
 
     def check_all(self, most):
-        """Over every interval, burst + rate · t: the largest excess that ends at a grant is that of one before, and this."""
+        """Over every interval at most burst + rate · t: an excess grows out of the one that ended at the grant before."""
         rate, burst = Fraction(most[0], self.limit.window_ms), most[1]
         for lots in self.granted:
             excess = Fraction(0)
