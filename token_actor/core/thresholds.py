@@ -137,13 +137,12 @@ class Told:
             yield self._crossing(event, scope, per_cent, int(sums[place]), int(log_ms[event]))
 
     def _untold(self, scope: int, used: int) -> list[tuple[int, int]]:
-        """Return the thresholds that are reached and were not told, with their levels; they are told now."""
+        """Return the thresholds that are reached and were not told, of which there are some; they are told now."""
         told = int(self._told[scope])
         levels = zip(self._thresholds.tolist(), self._levels.tolist(), strict=False)
         reached = [(per_cent, level) for per_cent, level in levels if per_cent > told and level <= used]
-        if reached:
-            self._told[scope] = reached[-1][0]
-            self._next[scope] = self._levels[np.searchsorted(self._thresholds, reached[-1][0], side="right")]
+        self._told[scope] = reached[-1][0]
+        self._next[scope] = self._levels[np.searchsorted(self._thresholds, reached[-1][0], side="right")]
         return reached
 
     def _crossing(self, event: int, scope: int, per_cent: int, used: int, log_ms: int) -> Crossing:
