@@ -69,6 +69,7 @@ class AsyncFace(AsyncNotices):
 
     def __init__(self, engine: Engine) -> None:
         """Show the face of ``engine``."""
+        self._engine = engine
         self._sync = SyncFace(engine)
         self._threads = Threads(engine.settings.lines_max)
 

@@ -6,17 +6,21 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from token_actor.client.notices import Watch, beginning
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from token_actor.client.aio import Threads
-    from token_actor.client.notices import NoticeMap, Watch
+    from token_actor.client.engine import Engine
+    from token_actor.client.notices import NoticeMap
     from token_actor.client.sync import SyncFace
 
 
 class AsyncNotices:
     """Be told what budgets have reached. See ``client.notices.Notices`` for what each method does."""
 
+    _engine: Engine
     _sync: SyncFace
     _threads: Threads
 
@@ -52,8 +56,9 @@ class AsyncNotices:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(told.put_nowait, notice)
 
-        more: dict[str, Any] = {"ended": tell, "tenant": tenant, "timeout_s": timeout_s}
-        watch = await self._threads.run(self._sync.on_notice, tell, after, **more)
+        where = await self._threads.run(beginning, self._engine, after, tenant, timeout_s)
+        watch = Watch(*where, tell, tell)
+        self._engine.follow(watch)
         try:
             while (notice := await told.get()) is not None:
                 yield notice

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.client.limits import Limits
+from token_actor.client.questions import tenant_of
 from token_actor.core.usage import check_count
 from token_actor.errors import BadEntry, ClosedError, TransportError
 from token_actor.transport.ports import FIRST
@@ -16,6 +17,7 @@ from token_actor.wire.notices import NOTICES_MAX, NoticeEntry, place_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from token_actor.client.engine import Engine
     from token_actor.transport.ports import Connection, Connector, Entry
     from token_actor.wire.keys import Keys
 
@@ -203,15 +205,19 @@ class Notices(Limits):
         where they begin, and raises ``ActorUnavailable`` at its deadline. It ends when the client is closed;
         a child process does not inherit it; ``ended`` is called then. A callback that fails is logged.
         """
-        _check_after(after)
-
-        def find(connection: Connection, keys: Keys) -> tuple[Keys, str]:
-            return keys, last_notice(connection, keys) if after is None else after
-
-        where = self._engine.look(find, tenant=self._only_tenant(tenant)["tenant"], timeout_s=timeout_s)
-        watch = Watch(*where, callback, ended)
+        watch = Watch(*beginning(self._engine, after, tenant, timeout_s), callback, ended)
         self._engine.follow(watch)
         return watch
+
+
+def beginning(engine: Engine, after: str | None, tenant: str | None, timeout_s: float | None) -> tuple[Keys, str]:
+    """Return where a watch begins: in which partition, behind which id. Arguments as for ``on_notice``."""
+    _check_after(after)
+
+    def find(connection: Connection, keys: Keys) -> tuple[Keys, str]:
+        return keys, last_notice(connection, keys) if after is None else after
+
+    return engine.look(find, tenant=tenant_of(engine.settings.names, tenant), timeout_s=timeout_s)
 
 
 def _check_after(after: str | None) -> None:
