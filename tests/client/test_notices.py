@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import queue
 import threading
 import weakref
 
 import pytest
 
-from tests.client.harness import JOIN_S, wait_until
+from tests.client.harness import JOIN_S, run_script, wait_until
 from token_actor.client.notices import NoticeReader
 from token_actor.core.limits import Limit
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidValue, RateLimited
@@ -227,18 +226,29 @@ class TestCallbacks:
         writer.write([append])  # as on a server whose clock is behind
         assert told.get(timeout=JOIN_S) == {"id": "5-1:0", "threshold_pct": 1}
 
-    def test_a_child_inherits_none(self, client):
-        if isinstance(client._engine._connector.address, str) and "memory" in client._engine._connector.address:
-            pytest.skip("processes need a real server to share")
-        told = queue.Queue()
-        client.on_notice(told.put)
-        child = os.fork()
-        if not child:
-            os._exit(len(client._engine._watches))
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
-        client.record(60)
-        assert told.get(timeout=JOIN_S)["threshold_pct"] == 50
+
+FORK = """
+import json, os, queue, sys
+from token_actor import Limit, TokenClient
+
+client = TokenClient(sys.argv[1], namespace=sys.argv[2], agent="a")
+client.put_limit(Limit("b", 100, kind="calendar", period="month"))
+told = queue.Queue()
+watch = client.on_notice(told.put)
+if os.fork() == 0:
+    assert not watch.running
+    client.record(60)
+    client.close()
+    os._exit(0)
+assert os.wait()[1] == 0
+print(json.dumps([told.get(timeout=20)["threshold_pct"], watch.running]))
+"""
+
+
+def test_a_child_inherits_no_callback_and_takes_none_from_its_parent(server, valkey_fleet):
+    valkey_fleet.actor()
+    quiet = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    assert run_script(FORK, server.url, valkey_fleet.namespace, **quiet) == [50, True]
 
 
 class TestCoroutines:
