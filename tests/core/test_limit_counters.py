@@ -257,6 +257,15 @@ class TestCountersOfCalendars:
         counters.add(np.zeros(1, dtype=np.int64), np.array([3]), np.array([NOW_MS - 1]))
         assert counters.sums(0, NOW_MS) == (3, 12)
 
+    def test_time_may_go_back_into_a_period_in_which_nothing_happened(self, counters):
+        places = [counters.hold(0, 5, NOW_MS), counters.hold(0, 7, NOW_MS + 2 * DAY_MS)]
+        counters.set_back(NOW_MS + DAY_MS)
+        assert [counters.place_now(place) for place in places] == [NOW_MS, NOW_MS + DAY_MS]
+        assert counters.sums(0, NOW_MS + DAY_MS) == (0, 7)
+        counters.unhold(0, NOW_MS, 5, NOW_MS + DAY_MS, charge=True)
+        counters.set_back(NOW_MS)
+        assert counters.sums(0, NOW_MS) == (5, 7)
+
     def test_where_nothing_happened_yet_nothing_is_set_back(self, counters):
         counters.set_back(NOW_MS)
         assert (counters.sums(0, NOW_MS), counters.dump(1)) == ((0, 0), {"periods": []})

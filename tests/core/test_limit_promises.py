@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from fractions import Fraction
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -201,30 +200,33 @@ class ConcurrencyOracle(Oracle):
 
 
 class BucketOracle(Oracle):
-    """A level beside the list: what flows in beyond the burst is lost, which no sum can tell."""
+    """A level beside the list: what flows in beyond the burst is lost, which no sum can tell.
+
+    Levels are in parts of a unit, so many that a whole number of them flows in per ms.
+    """
 
     def __init__(self, limit):
         super().__init__(limit)
-        self.levels = [(Fraction(limit.capacity), 0) for _ in AGENTS]
+        self.parts = limit.window_ms
+        self.levels = [(limit.capacity * self.parts, 0) for _ in AGENTS]
 
     def place(self, at_ms):
         return 0
 
     def level(self, agent, now_ms):
         level, at_ms = self.levels[agent]
-        return min(
-            Fraction(self.limit.capacity), level + Fraction(self.limit.amount * (now_ms - at_ms), self.limit.window_ms)
-        )
+        return min(self.limit.capacity * self.parts, level + self.limit.amount * (now_ms - at_ms))
 
     def pour(self, agent, amount, now_ms):
-        self.levels[agent] = (min(Fraction(self.limit.capacity), self.level(agent, now_ms) + amount), now_ms)
+        level = self.level(agent, now_ms) + amount * self.parts
+        self.levels[agent] = (min(self.limit.capacity * self.parts, level), now_ms)
 
     def remaining(self, agent, now_ms):
-        return max(0, int(self.level(agent, now_ms) // 1))
+        return max(0, self.level(agent, now_ms) // self.parts)
 
     def put(self, limit, now_ms):
-        levels = [self.level(agent, now_ms) for agent in range(len(AGENTS))]
-        self.levels = [(level + limit.capacity - self.limit.capacity, now_ms) for level in levels]
+        more = (limit.capacity - self.limit.capacity) * self.parts
+        self.levels = [(self.level(agent, now_ms) + more, now_ms) for agent in range(len(AGENTS))]
         self.limit = limit
 
     def grant(self, name, lot):
@@ -249,16 +251,15 @@ class BucketOracle(Oracle):
         lot.amount = min(reserved, amount)
 
     def check_refusal(self, agent, cost, now_ms):
-        assert self.level(agent, now_ms) < cost
+        assert self.level(agent, now_ms) < cost * self.parts
 
     def check_all(self, most):
-        """Over every interval at most burst + rate · t: an excess grows out of the one that ended at the grant before."""
-        rate, burst = Fraction(most[0], self.limit.window_ms), most[1]
+        """Over every interval at most burst + rate · t: what is too much grows out of what was before."""
         for lots in self.granted:
-            excess = Fraction(0)
+            excess = 0
             for before, lot in pairwise([Lot(0, 0, 0, 0), *lots]):
-                excess = max(Fraction(0), excess - rate * (lot.at_ms - before.at_ms)) + lot.amount
-                assert excess <= burst
+                excess = max(0, excess - most[0] * (lot.at_ms - before.at_ms)) + lot.amount * self.parts
+                assert excess <= most[1] * self.parts
 
 
 ORACLES = {"window": WindowOracle, "bucket": BucketOracle, "calendar": CalendarOracle, "concurrency": ConcurrencyOracle}
@@ -280,6 +281,7 @@ class Run:
         self.started_ms = start_ms
         self.desk = Desk(self.limit, start_ms)
         self.oracle = ORACLES[kind](self.limit)
+        self.latest = deque(maxlen=30)
         self.steps = self.grants = self.refusals = self.waits = 0
 
     def of_kind(self, kind, seed):
@@ -326,6 +328,7 @@ class Run:
             self.grants += 1
             lot = Lot(now_ms, self.oracle.place(now_ms), cost, agent, now_ms + ttl_ms, "open", self.steps)
             self.oracle.grant(name, lot)
+            self.latest.append(name)
             if cost:  # nothing fits even where debt has used more than there is
                 self.oracle.check_grant(lot)
         else:
@@ -348,7 +351,7 @@ class Run:
         self.waits += 1
 
     def pick(self, *states):
-        names = [name for name in list(self.oracle.booked)[-30:] if self.oracle.booked[name].state in states]
+        names = [name for name in self.latest if self.oracle.booked[name].state in states]
         return self.rng.choice(names) if names else None
 
     def settle(self):

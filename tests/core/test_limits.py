@@ -72,6 +72,13 @@ DAILY = {"kind": "calendar", "period": "day"}
         ({**DAILY, "thresholds": list(range(1, 12))}, "thresholds"),
         ({"thresholds": [50]}, "thresholds"),
         ({"thresholds": []}, "thresholds"),
+        ({"fair_by": "agent"}, "fair_by"),
+        ({"fair_by": ["agent", "agent"]}, "fair_by"),
+        ({"on_outage": "panic"}, "on_outage"),
+        ({"safe_share": 1.01}, "safe_share"),
+        ({"safe_share": -0.01}, "safe_share"),
+        ({"safe_share": float("nan")}, "safe_share"),
+        ({"safe_share": "0.1"}, "safe_share"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(change, field):
