@@ -187,6 +187,14 @@ class TestReservations:
             (100, 101, 9_000),
         ]
 
+    def test_an_expiry_where_sessions_are_folded_belongs_to_the_entry_that_began_the_hour(self, quota):
+        quota.ledger._rows_max = 4
+        quota.reserve(60, ttl_ms=1_000)
+        times = [NOW_MS + 1, NOW_MS + 2, NOW_MS + HOUR_MS, NOW_MS + HOUR_MS + 1]
+        entries = [single_entry(at_ms, input_tokens=1, agent="x", session=f"s{at_ms}") for at_ms in times]
+        (found,) = fold(quota.ledger, entries, epoch=1).notices
+        assert found.source == entries[2][0]
+
     def test_within_a_step_nothing_is_told_before_its_end(self, quota):
         watch = quota.ledger.limits.watch
         with watch.step(NOW_MS):
