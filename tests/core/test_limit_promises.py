@@ -208,6 +208,7 @@ class BucketOracle(Oracle):
     def __init__(self, limit):
         super().__init__(limit)
         self.parts = limit.window_ms
+        self.flows = [[] for _ in AGENTS]  # what was granted, and (below 0) given back, and when
         self.levels = [(limit.capacity * self.parts, 0) for _ in AGENTS]
 
     def place(self, at_ms):
@@ -231,6 +232,7 @@ class BucketOracle(Oracle):
 
     def grant(self, name, lot):
         super().grant(name, lot)
+        self.flows[lot.agent].append((lot.at_ms, lot.amount))
         self.pour(lot.agent, -lot.amount, lot.at_ms)
 
     def use(self, agent, amount, now_ms):
@@ -238,6 +240,7 @@ class BucketOracle(Oracle):
 
     def give_back(self, lot, amount, now_ms):
         super().give_back(lot, amount, now_ms)
+        self.flows[lot.agent].append((now_ms, -amount))
         self.pour(lot.agent, amount, now_ms)
 
     def settle(self, name, amount, now_ms, step):
@@ -249,16 +252,17 @@ class BucketOracle(Oracle):
         reserved = 0 if lot.state == "released" else lot.amount
         self.pour(lot.agent, reserved, now_ms)
         lot.amount = min(reserved, amount)
+        self.flows[lot.agent].append((now_ms, lot.amount - reserved))
 
     def check_refusal(self, agent, cost, now_ms):
         assert self.level(agent, now_ms) < cost * self.parts
 
     def check_all(self, most):
-        """Over every interval at most burst + rate · t: what is too much grows out of what was before."""
-        for lots in self.granted:
+        """Over every interval at most burst + rate · t, where what was given back in it may be granted anew."""
+        for flows in self.flows:
             excess = 0
-            for before, lot in pairwise([Lot(0, 0, 0, 0), *lots]):
-                excess = max(0, excess - most[0] * (lot.at_ms - before.at_ms)) + lot.amount * self.parts
+            for (before_ms, _), (at_ms, amount) in pairwise([(0, 0), *flows]):
+                excess = max(0, excess - most[0] * (at_ms - before_ms)) + amount * self.parts
                 assert excess <= most[1] * self.parts
 
 
@@ -271,8 +275,8 @@ class Run:
     def __init__(self, kind, seed):
         self.rng = random.Random(f"{kind} {seed}")
         self.kind = kind
-        self.changes = seed % 3 == 2  # of the limit while it is in force
-        on_expire = ("charge", "refund")[seed % 2]
+        self.changes = self.rng.random() < 1 / 3  # of the limit while it is in force
+        on_expire = self.rng.choice(["charge", "refund"])
         more, start_ms, self.span_ms = self.of_kind(kind, seed)
         self.limit = Limit(
             "l", 3 if kind == "concurrency" else 100, kind=kind, by=["agent"], on_expire=on_expire, **more
@@ -335,7 +339,7 @@ class Run:
             self.refusals += 1
             assert got["remaining"] == remaining
             self.oracle.check_refusal(agent, cost, now_ms)
-            if first and not got["never"] and rng.random() < 0.04:
+            if first and not got["never"] and rng.random() < 0.06:
                 self.wait(agent, cost, got["retry_after_ms"])
         return got
 
