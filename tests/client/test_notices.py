@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from tests.client.harness import JOIN_S, run_script, wait_until
-from token_actor.client.notices import NoticeReader
+from token_actor.client.notices import NoticeReader, Watch
 from token_actor.core.limits import Limit
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidValue, RateLimited
 from token_actor.transport.ports import Append, Delete
@@ -190,6 +190,18 @@ class TestCallbacks:
         wait_until(lambda: not any(watch.running for watch in watches))
         with pytest.raises(ClosedError):
             client.on_notice(print)
+
+    def test_one_that_begins_while_the_client_is_closed_ends_at_once(self, fleet, client):
+        client.close()
+        watch = Watch(fleet.keys(), "0-0", print, None)
+        client._engine.follow(watch)
+        wait_until(lambda: not watch.running)
+
+    def test_those_that_have_ended_are_forgotten(self, client):
+        for _ in range(3):
+            client.on_notice(print).stop()
+        watch = client.on_notice(print)
+        assert client._engine._watches == {watch}
 
     def test_so_does_a_client_that_nobody_refers_to_any_more(self, fleet):
         fleet.actor()

@@ -238,7 +238,10 @@ class Engine:
             self._sender.close(deadline)
         finally:
             self._lines.close()
-            for watch in list(self._watches):
+            watches = list(self._watches)
+            for watch in watches:
+                watch.leave()
+            for watch in watches:
                 watch.stop()
 
 
