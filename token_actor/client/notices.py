@@ -26,7 +26,7 @@ NoticeMap: TypeAlias = dict[str, Any]
 ENTRIES_PER_READ: Final = 100
 WAIT_MS: Final = 1_000  # for news; then the stream is looked at, in case the server has lost it
 _RETRY_S: Final = 1.0  # after a lost connection
-_JOIN_S: Final = 1.0  # for a callback under way when its watch is stopped
+_JOIN_S: Final = 2.0  # for a callback, or a read that has just begun, when a watch is stopped
 
 log = logging.getLogger("token_actor.client")
 
