@@ -26,7 +26,7 @@ NoticeMap: TypeAlias = dict[str, Any]
 ENTRIES_PER_READ: Final = 100
 WAIT_MS: Final = 1_000  # for news; then the stream is looked at, in case the server has lost it
 _RETRY_S: Final = 1.0  # after a lost connection
-_JOIN_S: Final = 2.0  # for a callback, or a read that has just begun, when a watch is stopped
+_JOIN_S: Final = 1.0  # for a callback under way when its watch is stopped
 
 log = logging.getLogger("token_actor.client")
 
@@ -101,6 +101,7 @@ class Watch:
         self._ended = ended
         self._stop = threading.Event()
         self._away = False
+        self._connected = False
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="token-actor-notices", daemon=True)
 
@@ -123,7 +124,7 @@ class Watch:
     def leave(self) -> None:
         """End it without waiting."""
         self._stop.set()
-        if self._connection is not None:
+        if self._connection is not None and self._connected:  # what has not connected yet looks for a stop by itself
             self._connection.close()
 
     def _run(self) -> None:
@@ -135,20 +136,21 @@ class Watch:
                     if not self._stop.is_set():
                         self._tell(notice)
         finally:
+            self._connection.close()
             if self._ended is not None:
                 self._ended()
 
     def _read(self, reader: NoticeReader) -> list[NoticeMap]:
         try:
-            notices = reader.read(block_ms=WAIT_MS)
+            notices = reader.read(block_ms=WAIT_MS if self._connected else None)
         except (TransportError, ClosedError) as error:
             if not (self._away or self._stop.is_set()):
                 extra = {"action": "notices_unread", "problem": str(error)}
                 log.warning("Notices cannot be read; it is tried again", extra=extra)
-            self._away = True
+            self._away, self._connected = True, False
             self._stop.wait(_RETRY_S)
             return []
-        self._away = False
+        self._away, self._connected = False, True
         return notices
 
     def _tell(self, notice: NoticeMap) -> None:
