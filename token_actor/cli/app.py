@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from token_actor.cli.checks import doctor, verify
 from token_actor.cli.dead import dead
 from token_actor.cli.demo import demo
 from token_actor.cli.export import export
+from token_actor.cli.killing import kill, revive
+from token_actor.cli.notify import notify
 from token_actor.cli.options import Namespace, Redis
 from token_actor.cli.output import complain, survive_any_name
 from token_actor.cli.questions import analytics, history, summary
@@ -29,11 +32,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for panel, commands in {
-    "Run": (demo, serve, replay),
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Run": (demo, serve, notify, replay),
     "Ask": (summary, analytics, history, export),
-    "Look after": (verify, doctor),
-}.items():
+    "Look after": (kill, revive, verify, doctor),
+}
+for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(dead, name="dead", rich_help_panel="Look after")

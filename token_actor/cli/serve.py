@@ -125,21 +125,33 @@ def run_until_asked(
     ``check`` raises when the server, by what it says of itself, must not be worked on. A second request
     ends the actor where it is, and so loses nothing either: the next start reads the log again.
     """
+
+    def run(stop: threading.Event) -> None:
+        facts = facts_of(connector, stop)
+        if facts is not None:
+            check(facts)
+            run_actor(connector, settings, stop)
+
+    log.info("Starting", extra={"action": "starting", "server": connector.address, "holder": settings.holder})
+    until_asked(run, requests)
+
+
+def until_asked(run: Callable[[threading.Event], None], requests: SimpleQueue[str]) -> None:
+    """Run something in a thread until the first request to stop, and wait until it has.
+
+    Raises what it raises, and ``TokenActorError`` at a second request.
+    """
     stop = threading.Event()
     failures: list[BaseException] = []
 
-    def run() -> None:
+    def run_and_tell() -> None:
         try:
-            facts = facts_of(connector, stop)
-            if facts is not None:
-                check(facts)
-                run_actor(connector, settings, stop)
+            run(stop)
         except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that waits
             failures.append(error)
         requests.put(ENDED)
 
-    log.info("Starting", extra={"action": "starting", "server": connector.address, "holder": settings.holder})
-    threading.Thread(target=run, name="token-actor", daemon=True).start()
+    threading.Thread(target=run_and_tell, name="token-actor", daemon=True).start()
     while (request := requests.get()) != ENDED:
         if stop.is_set():
             raise TokenActorError(f"ended at once, by a second request ({request}); the next start takes longer")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from token_actor.client.aio_notices import AsyncNotices
 from token_actor.client.deadline import made_at
 from token_actor.client.sync import SyncFace
 from token_actor.errors import ClosedError
@@ -64,11 +65,12 @@ class Threads:
         self._pool.shutdown(wait=False)
 
 
-class AsyncFace:
+class AsyncFace(AsyncNotices):
     """Record usage and ask questions from coroutines. See ``SyncFace`` for what each method does."""
 
     def __init__(self, engine: Engine) -> None:
         """Show the face of ``engine``."""
+        self._engine = engine
         self._sync = SyncFace(engine)
         self._threads = Threads(engine.settings.lines_max)
 

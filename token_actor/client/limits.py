@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from token_actor.client.questions import Questions, tenant_of
 from token_actor.client.recording import make_event
+from token_actor.core.killing import is_killed, kill_limit
 from token_actor.core.limits import estimate_of
 from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
 from token_actor.core.usage import DIMENSIONS, seconds_to_ms
@@ -44,6 +45,21 @@ class Limits(Questions):
         answer = self._engine.command("delete_limit", {"name": name}, tenant=tenant, timeout_s=timeout_s)
         deleted: bool = answer["deleted"]
         return deleted
+
+    def kill(self, *, timeout_s: float | None = None, **selector: str) -> str:
+        """Refuse every reservation of what has all these names (``agent="a"``) until ``revive``; return the limit.
+
+        A tenant is only what ``selector`` says. What is reserved already stays so, and what is used all the
+        same is counted. Raises ``InvalidValue`` when nothing is named.
+        """
+        limit = kill_limit(selector)
+        self.put_limit(limit, timeout_s=timeout_s)
+        return limit.name
+
+    def revive(self, *, timeout_s: float | None = None, **selector: str) -> bool:
+        """End what ``kill`` of the same names began; return whether there was anything to end."""
+        name = kill_limit(selector).name
+        return self.delete_limit(name, tenant=selector.get("tenant"), timeout_s=timeout_s)
 
     def limits(
         self, *, top: int = 10, tenant: str | None = None, stale_ok: bool = False, timeout_s: float | None = None
@@ -228,8 +244,11 @@ def refusal(answer: Mapping[str, Any]) -> RateLimited:
     """Return the error that says what refused a call, and when to try again."""
     wait_ms = answer["retry_after_ms"]
     when = "it can never fit" if wait_ms is None else f"try again in {wait_ms / 1000:g} s"
+    why = f"limit {answer['limit']!r} has {answer['remaining']} of {answer['amount']} left; {when}"
+    if is_killed(answer["limit"], answer["amount"]):
+        why = f"killed by limit {answer['limit']!r}; it is refused until that is revived"
     return RateLimited(
-        f"limit {answer['limit']!r} has {answer['remaining']} of {answer['amount']} left; {when}",
+        why,
         retry_after_s=None if wait_ms is None else wait_ms / 1000,
         limit=answer["limit"],
         used=answer["used"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from token_actor.client.manager import SharedTokenManager
+from token_actor.client.notices import Notices
 from token_actor.client.observed import ObservedLimits
 from token_actor.client.questions import tenant_of
 from token_actor.client.recording import make_event
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from token_actor.client.questions import Moment, Questions
 
 
-class SyncFace(ObservedLimits):
+class SyncFace(ObservedLimits, Notices):
     """Record usage, ask questions, and reserve quota. Safe to share between threads, and across a fork."""
 
     def __init__(self, engine: Engine) -> None:

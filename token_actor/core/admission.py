@@ -51,6 +51,7 @@ class Admission:
         picked = np.arange(len(log_ms)) if events is None else events
         start = 0
         while start < len(log_ms):
+            limits.watch.at(int(columns.entry[start]))
             self.advance(int(log_ms[start]))
             stop = int(np.searchsorted(log_ms, min(self._next_ms(), limits.next_hour_ms)))
             first, last = np.searchsorted(picked, (start, stop)).tolist()

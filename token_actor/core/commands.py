@@ -87,8 +87,9 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
     if operation is None:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
-    carried = operation(ledger, command)
-    ledger.admission.serve(ledger.log_ms)
+    with ledger.limits.watch.step(ledger.log_ms):
+        carried = operation(ledger, command)
+        ledger.admission.serve(ledger.log_ms)
     return carried
 
 

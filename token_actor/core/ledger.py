@@ -112,6 +112,7 @@ class Ledger:
             before, columns = columns.split(begins)
             if begins:
                 rejections += self._apply(before)
+            self.limits.watch.at(int(columns.entry[0]))
             self.advance(int(columns.log_ms[0]))
         return rejections + self._apply(columns)
 

@@ -89,6 +89,7 @@ class Reservations:
             meter.counters.unhold(counter, hold.place, hold.amount, found.expires_ms, charge=charge)
             if charge:
                 charged.append(hold)
+        self.limits.watch.look(found.expires_ms)
         self.expired += 1
         self._remember(reservation, Closed(TRANSITIONS[OPEN, "expire"][0], tuple(charged)))
 
@@ -276,6 +277,7 @@ class Reservations:
             meter = self.limits.with_number(hold.meter)
             counter = None if meter is None else meter.scopes.get(hold.scope)
             if meter is not None and counter is not None:
+                self.limits.watch.touch(meter, [counter])
                 yield hold, meter, counter
 
     def take_freed(self) -> list[tuple[int, str]]:
