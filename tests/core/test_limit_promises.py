@@ -64,6 +64,7 @@ class Oracle:
         self.granted = [[] for _ in AGENTS]
         self.open = {}
         self.booked = {}
+        self.reachable = 0  # the first operation whose reservation may still be settled
 
     def place(self, at_ms):
         """Return a number that grows with time: where it counts what is taken at a time."""
@@ -200,69 +201,50 @@ class ConcurrencyOracle(Oracle):
 
 
 class BucketOracle(Oracle):
-    """A level beside the list: what flows in beyond the burst is lost, which no sum can tell.
+    """Let flow in, from the first lot on, between what was taken, as much of it as counts by now.
 
-    Levels are in parts of a unit, so many that a whole number of them flows in per ms.
+    In parts of a unit, so many that a whole number of them flows in per ms. The place of a lot is the
+    rate from then on. Lots that nothing can happen to any more are added up.
     """
 
     def __init__(self, limit):
         super().__init__(limit)
         self.parts = limit.window_ms
-        self.flows = [[] for _ in AGENTS]  # what was granted, and (below 0) given back, and when
-        self.levels = [(limit.capacity * self.parts, 0) for _ in AGENTS]
+        self.before = [(0, 0, limit.amount) for _ in AGENTS]
 
     def place(self, at_ms):
-        return 0
-
-    def level(self, agent, now_ms):
-        level, at_ms = self.levels[agent]
-        return min(self.limit.capacity * self.parts, level + self.limit.amount * (now_ms - at_ms))
-
-    def pour(self, agent, amount, now_ms):
-        level = self.level(agent, now_ms) + amount * self.parts
-        self.levels[agent] = (min(self.limit.capacity * self.parts, level), now_ms)
-
-    def remaining(self, agent, now_ms):
-        return max(0, self.level(agent, now_ms) // self.parts)
+        return self.limit.amount
 
     def put(self, limit, now_ms):
-        more = (limit.capacity - self.limit.capacity) * self.parts
-        self.levels = [(self.level(agent, now_ms) + more, now_ms) for agent in range(len(AGENTS))]
-        self.limit = limit
+        super().put(limit, now_ms)
+        for agent in range(len(AGENTS)):
+            self.use(agent, 0, now_ms)
 
-    def grant(self, name, lot):
-        super().grant(name, lot)
-        self.flows[lot.agent].append((lot.at_ms, lot.amount))
-        self.pour(lot.agent, -lot.amount, lot.at_ms)
+    def missing(self, agent, now_ms):
+        lots, known, adding = self.lots[agent], 0, len(self.lots[agent]) > 200
+        missing, at_ms, rate = self.before[agent]
+        for lot in lots:
+            missing = max(0, missing - rate * (lot.at_ms - at_ms)) + lot.amount * self.parts
+            at_ms, rate = lot.at_ms, lot.place
+            adding = adding and lot.state != "open" and lot.begun < self.reachable
+            if adding:
+                known += 1
+                self.before[agent] = (missing, at_ms, rate)
+        del lots[:known]
+        return max(0, missing - rate * (now_ms - at_ms))
 
-    def use(self, agent, amount, now_ms):
-        self.pour(agent, -amount, now_ms)
-
-    def give_back(self, lot, amount, now_ms):
-        super().give_back(lot, amount, now_ms)
-        self.flows[lot.agent].append((now_ms, -amount))
-        self.pour(lot.agent, amount, now_ms)
-
-    def settle(self, name, amount, now_ms, step):
-        """All that was used flows out now, and all that was reserved flows back."""
-        lot = self.booked[name]
-        if lot.state == "open":
-            self.close(name, "open", step)
-        self.use(lot.agent, amount, now_ms)
-        reserved = 0 if lot.state == "released" else lot.amount
-        self.pour(lot.agent, reserved, now_ms)
-        lot.amount = min(reserved, amount)
-        self.flows[lot.agent].append((now_ms, lot.amount - reserved))
+    def remaining(self, agent, now_ms):
+        return max(0, self.limit.capacity - -(-self.missing(agent, now_ms) // self.parts))
 
     def check_refusal(self, agent, cost, now_ms):
-        assert self.level(agent, now_ms) < cost * self.parts
+        assert self.missing(agent, now_ms) > (self.limit.capacity - cost) * self.parts
 
     def check_all(self, most):
-        """Over every interval at most burst + rate · t, where what was given back in it may be granted anew."""
-        for flows in self.flows:
+        """Over every interval at most burst + rate · t: what is too much grows out of what was before."""
+        for lots in self.granted:
             excess = 0
-            for (before_ms, _), (at_ms, amount) in pairwise([(0, 0), *flows]):
-                excess = max(0, excess - most[0] * (at_ms - before_ms)) + amount * self.parts
+            for before, lot in pairwise([Lot(0, 0, 0, 0), *lots]):
+                excess = max(0, excess - most[0] * (lot.at_ms - before.at_ms)) + lot.amount * self.parts
                 assert excess <= most[1] * self.parts
 
 
@@ -333,6 +315,7 @@ class Run:
             lot = Lot(now_ms, self.oracle.place(now_ms), cost, agent, now_ms + ttl_ms, "open", self.steps)
             self.oracle.grant(name, lot)
             self.latest.append(name)
+            self.oracle.reachable = int(self.latest[0])
             if cost:  # nothing fits even where debt has used more than there is
                 self.oracle.check_grant(lot)
         else:
