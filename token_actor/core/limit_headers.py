@@ -136,7 +136,8 @@ def _reset_ms(limit: Mapping[str, Any], remaining: int, wait_ms: int | None) -> 
     missing, window_ms = max(0, _capacity(limit) - remaining), round(limit["seconds"] * 1000)
     if limit["kind"] == "window":
         return window_ms if missing else 0
-    return max(wait_ms or 0, -(-missing * window_ms // limit["amount"]))
+    amount: int = limit["amount"]
+    return max(wait_ms or 0, -(-missing * window_ms // amount))
 
 
 def _policy(limit: Mapping[str, Any]) -> str:
