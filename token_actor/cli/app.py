@@ -12,6 +12,7 @@ from token_actor.cli.checks import doctor, verify
 from token_actor.cli.dead import dead
 from token_actor.cli.demo import demo
 from token_actor.cli.export import export
+from token_actor.cli.limits import limits
 from token_actor.cli.options import Namespace, Redis
 from token_actor.cli.output import complain, survive_any_name
 from token_actor.cli.questions import analytics, history, summary
@@ -36,7 +37,9 @@ for panel, commands in {
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(dead, name="dead", rich_help_panel="Look after")
+groups = {"limits": limits, "dead": dead}
+for name, group in groups.items():
+    app.add_typer(group, name=name, rich_help_panel="Look after")
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,8 +62,11 @@ def root(
     given: dict[str, Any] = {"redis": redis, "namespace": namespace}
     defaults = {name: value for name, value in given.items() if value is not None}
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    inner = [command.name for command in dead.registered_commands]
-    context.default_map = {**dict.fromkeys(names, defaults), "dead": dict.fromkeys(inner, defaults)}
+    inner = {
+        name: dict.fromkeys((command.name for command in group.registered_commands), defaults)
+        for name, group in groups.items()
+    }
+    context.default_map = {**dict.fromkeys(names, defaults), **inner}
 
 
 def main() -> None:

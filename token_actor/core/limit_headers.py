@@ -133,7 +133,8 @@ def _reset_ms(limit: Mapping[str, Any], remaining: int, wait_ms: int | None) -> 
     """Return when a limit is whole again at the latest, if nobody uses anything; ``None`` where nobody knows."""
     if limit.get("kind") not in {"window", "bucket"}:
         return wait_ms
-    missing, window_ms = max(0, _capacity(limit) - remaining), round(limit["seconds"] * 1000)
+    missing = max(0, _capacity(limit) - remaining)
+    window_ms: int = round(limit["seconds"] * 1000)
     if limit["kind"] == "window":
         return window_ms if missing else 0
     amount: int = limit["amount"]
