@@ -10,6 +10,7 @@ import pytest
 from tests.client.harness import Fleet
 from token_actor.core.limits import Limit
 from token_actor.errors import ActorUnavailable, InvalidValue
+from token_actor.integrations import asgi
 from token_actor.integrations.asgi import RESERVATION, RateLimitMiddleware
 
 MINUTE = Limit("minute", 100, by=["agent"])
@@ -134,6 +135,14 @@ class TestGranted:
         for _ in range(3):
             assert requested(front).headers["ratelimit-policy"]
         assert len(asked) == 1
+
+    def test_the_limits_of_so_many_tenants_are_remembered(self, client, monkeypatch):
+        monkeypatch.setattr(asgi, "TENANTS_MAX", 2)
+        tenants = iter(["t1", "t2", "t3", "t1"])
+        front = RateLimitMiddleware(answer_ok, client, estimate=lambda scope: {"tenant": next(tenants)})
+        for _ in range(4):
+            assert requested(front).headers["ratelimit-policy"]
+        assert list(front._calls._known) == ["t3", "t1"]
 
 
 class TestRefused:

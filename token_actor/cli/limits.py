@@ -119,25 +119,16 @@ def put_limit(
     as_json: AsJson = False,
 ) -> None:
     """Put a limit in force at once, or all limits of a file; what is not said is as in a new limit."""
+    plain = {"amount": amount, "amount_usd": amount_usd, "unit": unit, "kind": kind, "seconds": seconds, "burst": burst,
+             "mode": mode, "on_expire": on_expire, "period": period, "tz": tz, "week_start": week_start,
+             "on_outage": on_outage, "safe_share": safe_share}  # fmt: skip
     given: dict[str, Any] = {
-        "amount": amount,
-        "amount_usd": amount_usd,
-        "unit": unit,
-        "kind": kind,
-        "seconds": seconds,
-        "burst": burst,
+        **plain,
         "selector": pairs_of("--selector", selector),
         "by": names_of(by),
         "weights": _numbers("--weights", pairs_of("--weights", weights)),
-        "mode": mode,
-        "on_expire": on_expire,
-        "period": period,
-        "tz": tz,
-        "week_start": week_start,
         "thresholds": _whole("--thresholds", names_of(thresholds)),
         "fair_by": names_of(fair_by),
-        "on_outage": on_outage,
-        "safe_share": safe_share,
     }
     wanted = _wanted(name, file, {option: value for option, value in given.items() if value is not None})
     with open_client(redis, namespace, timeout) as client:

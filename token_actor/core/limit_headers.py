@@ -130,15 +130,17 @@ def _quotas(decision: Mapping[str, Any], limits: Sequence[Mapping[str, Any]]) ->
 
 
 def _reset_ms(limit: Mapping[str, Any], remaining: int, wait_ms: int | None) -> int | None:
-    """Return when a limit is whole again at the latest, if nobody uses anything; ``None`` where nobody knows."""
+    """Return when a limit is whole again if nobody uses anything; ``None`` where nobody knows.
+
+    A window that anything is taken of says its length: when exactly what was taken leaves it, no decision tells.
+    """
     if limit.get("kind") not in {"window", "bucket"}:
         return wait_ms
     missing = max(0, _capacity(limit) - remaining)
     window_ms: int = round(limit["seconds"] * 1000)
-    if limit["kind"] == "window":
-        return window_ms if missing else 0
     amount: int = limit["amount"]
-    return max(wait_ms or 0, -(-missing * window_ms // amount))
+    whole_ms = -(-missing * window_ms // amount) if limit["kind"] == "bucket" else window_ms if missing else 0
+    return max(wait_ms or 0, whole_ms)
 
 
 def _policy(limit: Mapping[str, Any]) -> str:
