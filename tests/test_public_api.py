@@ -56,6 +56,9 @@ def test_the_public_names():
         "TokenClient",
         "TokenManager",
         "TokenManagerException",
+        "decision_of",
+        "rate_limit_headers",
+        "vendor_headers",
     ]
 
 

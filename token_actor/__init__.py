@@ -5,6 +5,7 @@ to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
 """
 
 from token_actor.client.limits import Reservation
+from token_actor.core.limit_headers import decision_of, rate_limit_headers, vendor_headers
 from token_actor.core.limits import Limit
 from token_actor.errors import (
     ActorUnavailable,
@@ -37,4 +38,7 @@ __all__ = [
     "TokenClient",
     "TokenManager",
     "TokenManagerException",
+    "decision_of",
+    "rate_limit_headers",
+    "vendor_headers",
 ]
