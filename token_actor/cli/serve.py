@@ -16,6 +16,7 @@ import typer
 
 from token_actor.cli.logs import start_logging
 from token_actor.cli.options import CONNECTION, Namespace, Redis, target_of
+from token_actor.cli.serve_limits import keep_putting, wanted_limits
 from token_actor.embedded import EmbeddedServer
 from token_actor.errors import ServerUnavailable, TokenActorError
 from token_actor.operations.server import check_server
@@ -58,6 +59,10 @@ def serve(
     accept_data_loss: Annotated[
         bool, typer.Option("--accept-data-loss", help="Start on a server that can lose the log.")
     ] = False,
+    limits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put the limits of a TOML file in force.", dir_okay=False)
+    ] = None,
+    limits_exact: Annotated[bool, typer.Option("--limits-exact", help="And delete those not in it.")] = False,
     log_json: Annotated[bool, typer.Option(help="Log as JSON lines.")] = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -68,6 +73,7 @@ def serve(
         raise typer.BadParameter("--data and --port are for the server that --embedded runs")
     if partition >= partitions:
         raise typer.BadParameter(f"--partition must be below --partitions, which is {partitions}")
+    wanted = wanted_limits(limits, partition, partitions, exact=limits_exact)
     start_logging(as_json=log_json)
     with stop_requests(supervised=supervised) as requests, ExitStack() as stack:
         if embedded:
@@ -86,7 +92,8 @@ def serve(
             if not embedded:  # whose settings are ours
                 examine(facts, with_password=target.has_password, accept_data_loss=accept_data_loss)
 
-        run_until_asked(connector, settings, requests, check)
+        with keep_putting(target, wanted, exact=limits_exact):
+            run_until_asked(connector, settings, requests, check)
 
 
 def examine(facts: Mapping[str, str], *, with_password: bool, accept_data_loss: bool) -> None:

@@ -72,6 +72,7 @@ class AsyncFace(AsyncNotices):
         """Show the face of ``engine``."""
         self._engine = engine
         self._sync = SyncFace(engine)
+        self.client_names = self._sync.client_names
         self._threads = Threads(engine.settings.lines_max)
 
     def record(
@@ -242,6 +243,10 @@ class AsyncReservation:
         """Give it all back; return whether it was still open."""
         return await self._threads.run(self.reservation.release, timeout_s=timeout_s)
 
+    async def end(self) -> None:
+        """Charge what was reserved, unless it was settled or released."""
+        await self._threads.run(self.reservation.end)
+
     async def __aenter__(self) -> Self:
         """Return the reservation itself."""
         return self
@@ -250,7 +255,7 @@ class AsyncReservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Charge what was reserved, unless it was settled or released."""
-        await self._threads.run(self.reservation.end)
+        await self.end()
 
 
 def _plain(reservation: AsyncReservation | str) -> Reservation | str:
