@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from token_actor.core.limits import Estimate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 GROWTH: Final = 4  # times the block before: from one call to ten thousand in seven round trips
 SHARE_MAX: Final = Fraction(1, 2)  # of what remains, so that one client cannot take it all
 
+_ROUNDING: Final = 1e-6  # of an average of equal numbers
 _SHORTEST_S: Final = 1e-6  # between two blocks; a clock may not have moved
 
 
@@ -34,10 +36,6 @@ class Amount(NamedTuple):
     calls: int = 0
     nanousd: int = 0
 
-    def times(self, factor: Fraction | float) -> Amount:
-        """Return so many times as much, rounded down."""
-        return Amount(*[int(each * factor) for each in self])
-
     def at_least(self, other: Amount) -> Amount:
         """Return the larger of both, each for itself."""
         return Amount(*map(max, self, other))
@@ -46,9 +44,13 @@ class Amount(NamedTuple):
         """Return the smaller of both, each for itself."""
         return Amount(*map(min, self, other))
 
-    def plus(self, other: Amount) -> Amount:
+    def __add__(self, other: Amount) -> Amount:  # type: ignore[override] # sums, where a tuple would append
         """Return both together."""
         return Amount(*[mine + theirs for mine, theirs in zip(self, other, strict=True)])
+
+    def __sub__(self, other: Amount) -> Amount:
+        """Return how much more it is than another."""
+        return Amount(*[mine - theirs for mine, theirs in zip(self, other, strict=True)])
 
     @property
     def as_call(self) -> dict[str, Any]:
@@ -104,6 +106,11 @@ class Block:
         self.calls -= 1
         self.open += 1
 
+    @property
+    def taken(self) -> Amount:
+        """Return what has been taken of it."""
+        return self.whole - Amount(self.tokens, self.calls, self.nanousd)
+
     def is_low(self, now: float) -> bool:
         """Tell whether the next one is due."""
         return now >= self.low_at or self.tokens < self.low_tokens or self.calls < self.low_calls
@@ -114,36 +121,45 @@ class Block:
 
 
 class Demand:
-    """Know how much is taken per life of a block: a moving average, looked at when a block is asked for.
+    """Know how many calls are taken per life of a block, and how large they are: moving averages.
 
-    ``tokens``, ``calls`` and ``nanousd`` are what was taken since then; whoever takes adds to them.
+    They are looked at when a block is asked for. ``seen`` is all that had been taken then.
     """
 
     def __init__(self, ttl_s: float) -> None:
         """Start with nothing known."""
-        self.tokens = self.calls = self.nanousd = 0
+        self.seen = NOTHING
         self._ttl_s = ttl_s
-        self._average = NOTHING
-        self._last = NOTHING
+        self._calls = 0.0
+        self._tokens = self._nanousd = 0.0  # of one call
+        self._calls_before = 0  # of the last block
         self._looked_at: float | None = None
 
-    def next_block(self, asked: Amount, now: float) -> Amount:
+    def next_block(self, asked: Amount, taken: Amount, now: float) -> Amount:
         """Return how much to ask for at ``now``: as much as is taken per life, and at least ``asked``.
 
-        At most ``GROWTH`` times the last one, and the first one is what is asked.
+        ``taken`` is all that was ever taken. It is at most ``GROWTH`` times the last one, and the first one is
+        what is asked.
         """
         if self._looked_at is not None:
-            lives = max(now - self._looked_at, _SHORTEST_S) / self._ttl_s
-            observed = Amount(self.tokens, self.calls, self.nanousd).times(1 / lives)
-            weight = 0.5 ** max(1.0, lives)  # what was taken long ago says little
-            self._average = self._average.times(weight).plus(observed.times(1 - weight))
-        self.tokens = self.calls = self.nanousd = 0
-        self._looked_at = now
-        return self._average.at_most(self._last.times(GROWTH)).at_least(asked).at_most(_LARGEST)
+            self._learn((taken - self.seen).at_least(NOTHING), max(now - self._looked_at, _SHORTEST_S) / self._ttl_s)
+        self.seen, self._looked_at = taken, now
+        calls = int(min(self._calls, GROWTH * self._calls_before))
+        whole = Amount(calls * ceil(self._tokens - _ROUNDING), calls, calls * ceil(self._nanousd - _ROUNDING))
+        return whole.at_least(asked).at_most(_LARGEST)
+
+    def _learn(self, taken: Amount, lives: float) -> None:
+        """Learn what was taken in so many lives of a block."""
+        weight = 0.5 ** max(1.0, lives)  # what was taken long ago says little
+        self._calls = weight * self._calls + (1 - weight) * taken.calls / lives
+        if taken.calls:
+            weight = weight if self._tokens or self._nanousd else 0.0
+            self._tokens = weight * self._tokens + (1 - weight) * taken.tokens / taken.calls
+            self._nanousd = weight * self._nanousd + (1 - weight) * taken.nanousd / taken.calls
 
     def granted(self, block: Amount) -> None:
         """Remember how large the last block was."""
-        self._last = block
+        self._calls_before = block.calls
 
 
 def share_left(remaining: int, amount: int) -> Fraction:
@@ -159,7 +175,9 @@ def fitting(wanted: Amount, asked: Amount, covering: Sequence[Limit], left: Frac
         cost = limit.cost_of(estimate)
         if cost:
             factor = min(factor, SHARE_MAX * left * limit.capacity / cost)
-    return wanted.times(factor).at_least(asked)
+    calls = int(wanted.calls * factor)  # whole calls, so that no rest is too small for one
+    share = Fraction(calls, max(1, wanted.calls))
+    return Amount(int(wanted.tokens * share), calls, int(wanted.nanousd * share)).at_least(asked)
 
 
 class LeasedCall:

@@ -64,10 +64,12 @@ class Lease:
         """Begin with nothing, also in a child after a fork."""
         self.lock = threading.Lock()
         self._fetching = threading.Lock()  # one block at a time is asked for
+        self._returning = threading.Lock()
         self._blocks: list[Block] = []  # the oldest first: it is used up before the next
         self._ending: list[Block] = []
         self._dropped: deque[LeasedCall] = deque()  # by the collector, which must not wait for a lock
         self._demand = Demand(self._ttl_s)
+        self._taken_before = NOTHING  # of blocks that are over
         self._wanting = False
         self._again_at = 0.0  # after a failure, nothing is asked for earlier than this
 
@@ -84,37 +86,27 @@ class Lease:
         if type(tokens) is not int or not 0 <= tokens <= TOKENS_MAX:
             check_count("tokens", tokens)
         nanousd = 0 if cost_usd is None else cost_to_nanousd(cost_usd) or 0
-        with self.lock:
+        with self.lock:  # what follows is on the way of every call, and is written out for that
             now = monotonic()
             for block in self._blocks:
-                if now < block.until and tokens <= block.tokens and block.calls and nanousd <= block.nanousd:
-                    call = self._take(block, tokens, nanousd)
-                    low = (
-                        (block.tokens < block.low_tokens or block.calls < block.low_calls or now >= block.low_at)
-                        and not self._wanting
-                        and block is self._blocks[-1]
-                    )
-                    break
-            else:
-                if self._closed:
-                    raise ClosedError("the lease is closed")
-                return None
-            if low:
-                self._wanting = True
-        if low:
-            self._keeper.wake()
-        return call
+                if tokens <= block.tokens and block.calls and nanousd <= block.nanousd and now < block.until:
+                    block.tokens = left = block.tokens - tokens
+                    block.calls = calls = block.calls - 1
+                    if nanousd:
+                        block.nanousd -= nanousd
+                    block.open += 1
+                    if left < block.low_tokens or calls < block.low_calls or now >= block.low_at:
+                        self._want(block)
+                    return LeasedCall(self, block, tokens, nanousd)
+            if self._closed:
+                raise ClosedError("the lease is closed")
+            return None
 
-    def _take(self, block: Block, tokens: int, nanousd: int) -> LeasedCall:
-        block.tokens -= tokens
-        block.calls -= 1
-        block.nanousd -= nanousd
-        block.open += 1
-        demand = self._demand
-        demand.tokens += tokens
-        demand.calls += 1
-        demand.nanousd += nanousd
-        return LeasedCall(self, block, tokens, nanousd)
+    def _want(self, low: Block) -> None:
+        """Have the next block asked for, if this is the newest and nobody has; the caller has the lock."""
+        if not self._wanting and low is self._blocks[-1]:
+            self._wanting = True
+            self._keeper.wake()
 
     def reserve(
         self, tokens: int = 0, *, cost_usd: Decimal | float | str | None = None, timeout_s: float | None = None
@@ -146,7 +138,9 @@ class Lease:
             block = self._granted(asked, deadline)  # what was held here may have been what was missing
         assert block is not None, "somebody asked for it"
         with self.lock:
-            return self._take(self._publish(block), asked.tokens, asked.nanousd)
+            self._publish(block)
+            block.take(asked)
+            return LeasedCall(self, block, asked.tokens, asked.nanousd)
 
     # --- asking for blocks ---------------------------------------------------------------------------
 
@@ -156,7 +150,7 @@ class Lease:
         Raises ``RateLimited`` when a limit has no room, for what was asked if that is anything.
         """
         with self.lock:
-            wanted = self._demand.next_block(asked, monotonic())
+            wanted = self._demand.next_block(asked, self._taken(), monotonic())
         wanted = self._lender.fitting(wanted, asked)
         if not wanted.calls:
             return None
@@ -172,12 +166,15 @@ class Lease:
         self._demand.granted(amount)
         return block
 
-    def _publish(self, block: Block) -> Block:
+    def _taken(self) -> Amount:
+        """Return what was ever taken; the caller has the lock."""
+        return sum((block.taken for block in self._blocks), self._taken_before)
+
+    def _publish(self, block: Block) -> None:
         """Let decisions take from a block, and somebody look after it. The caller has the lock."""
         self._blocks.append(block)
         self._wanting = False
         self._keeper.look_after(self)
-        return block
 
     # --- what the thread does --------------------------------------------------------------------------
 
@@ -203,11 +200,20 @@ class Lease:
             over = [block for block in self._blocks if everything or block.is_over(now)]
             for block in over:
                 block.ending = True
+                self._taken_before += block.taken
             self._blocks = [block for block in self._blocks if not block.ending]
             self._ending += over
 
     def _end_blocks(self, deadline: Deadline) -> int:
-        """End the blocks that no call is open of; return how many."""
+        """End the blocks that no call is open of; return how many. One thread at a time does."""
+        if not self._returning.acquire(timeout=max(0.0, deadline.left_s)):
+            return 0
+        try:
+            return self._end_ready(deadline)
+        finally:
+            self._returning.release()
+
+    def _end_ready(self, deadline: Deadline) -> int:
         with self.lock:
             ready = deque(block for block in self._ending if not block.open)
             self._ending = [block for block in self._ending if block.open]
@@ -242,7 +248,11 @@ class Lease:
         with self.lock:
             now = monotonic()
             newest = self._blocks[-1] if self._blocks else None
-            self._wanting = not self._closed and self._demand.calls > 0 and (newest is None or newest.is_low(now))
+            self._wanting = (
+                not self._closed
+                and self._taken().calls > self._demand.seen.calls + 1  # a single call is no demand
+                and (newest is None or newest.is_low(now))
+            )
             if not self._wanting or now < self._again_at:
                 return
             if not self._fetching.acquire(blocking=False):
@@ -292,7 +302,7 @@ class Lease:
         """Know that a call has ended: ``left`` without a word, or not made at all, so that it is ``back``."""
         with self.lock:
             block.open -= 1
-            block.left = block.left.plus(left)
+            block.left += left
             block.tokens += back.tokens
             block.calls += back.calls
             block.nanousd += back.nanousd
@@ -313,6 +323,8 @@ class Lease:
             self._closed = True
         deadline = self._deadline(timeout_s)
         self._again_at = 0.0
+        if self._fetching.acquire(timeout=max(0.0, deadline.left_s)):  # a block that is under way is to go back too
+            self._fetching.release()
         with suppress(ClosedError):  # the client's: what it held went back before, or expires
             self._give_back_all(deadline)
         self._keeper.wake()
