@@ -118,12 +118,25 @@ class TestALogThatWasReplaced:
         assert look(ten[4], 5) == REPLACED
 
     @pytest.mark.parametrize("more", [[], [(b"11-0", [b"j", b"{}"])]])
-    def test_it_has_another_entry_under_the_id_that_was_read_last(self, stage, ten, more):
-        last = stage.log_entries()[-1]
+    @pytest.mark.parametrize("place", [6, 8, 9])
+    def test_it_has_another_entry_under_an_id_that_was_read_last(self, stage, ten, more, place):
+        before = stage.log_entries()
         position = Position(offset=ten[-1], entries=10)
-        stage.replace_log([*stage.log_entries()[:9], (ten[-1], [b"j", b"[]"]), *more])
-        assert find_break(stage.connection, stage.keys.log, position, last) == REPLACED
+        stage.replace_log([*before[:place], (ten[place], [b"j", b"[]"]), *before[place + 1 :], *more])
+        assert find_break(stage.connection, stage.keys.log, position, before[-4:]) == REPLACED
         assert find_break(stage.connection, stage.keys.log, position) is None
+
+    def test_it_has_another_entry_where_the_last_ones_were_when_it_was_looked_at_before(self, stage, ten):
+        log = stage.log_entries()
+        position = Position(offset=ten[-1], entries=10)
+        stage.replace_log([*log[:3], (ten[3], [b"j", b"[]"]), *log[4:]])
+        assert find_break(stage.connection, stage.keys.log, position, log[-2:], log[2:5]) == REPLACED
+        assert find_break(stage.connection, stage.keys.log, position, log[-2:], log[4:6]) is None
+
+    def test_one_of_those_that_were_read_last_deleted_since_is_none(self, stage, ten):
+        before = stage.log_entries()
+        delete(stage, ten[7])
+        assert find_break(stage.connection, stage.keys.log, Position(offset=ten[-1], entries=10), before[-4:]) is None
 
 
 class TestTheTrail:

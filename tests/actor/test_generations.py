@@ -488,3 +488,37 @@ def test_a_leader_that_was_paused_while_the_log_was_replaced_and_another_led_cha
     leader.stop()
     assert (stage.log_entries(), stage.snapshots(), stage.dead()) == before
     assert stage.connection.get(stage.keys.leader) == b"2:b"
+
+
+class TestWhoWasBehindWhenTheLogWentAway:
+    """Nobody can read any more what it missed; but the leader before has saved it."""
+
+    def save(self, stage, leader):
+        before = len(stage.snapshots())
+        for _ in range(10):
+            stage.event(input_tokens=1)
+            leader.step()
+        leader.look()
+        leader.actor._saving.hurry()
+        leader.step(40)
+        assert len(stage.snapshots()) == before + 1
+
+    def behind(self, stage, leader):
+        """Return an actor that has read less than the leader saved before the log was deleted."""
+        self.save(stage, leader)
+        other = stage.player("b").step(2)
+        self.save(stage, leader)
+        stage.connection.write([Delete(keys=[stage.keys.log])])
+        return other
+
+    def test_it_goes_on_from_the_snapshot_when_it_notices(self, stage, leader):
+        other = self.behind(stage, leader)
+        other.look().step(3)
+        assert other.requests == leader.requests > 0
+
+    def test_it_does_when_it_has_the_lease_before_it_notices(self, stage, leader):
+        other = self.behind(stage, leader)
+        leader.stop()
+        assert other.actor._leadership.contend(other.script.ticks_ms)
+        other.step(3, after_ms=LEASE_MS).outlast().step(3)
+        assert (other.epoch > 0, other.requests) == (True, leader.requests)

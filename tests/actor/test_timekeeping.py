@@ -85,3 +85,25 @@ def test_a_silent_log_is_told_the_time_now_and_then() -> None:
     watch.pass_ms(TELL_EVERY_MS)
     assert watch.look(None) == T + watch.ticks_ms
     assert watch.look(None) is None
+
+
+def test_nobody_who_waits_needs_no_nudge() -> None:
+    assert Watch().keeper.nudges(None) is False
+
+
+def test_the_log_is_nudged_when_it_should_be_there_and_not_again_at_once() -> None:
+    watch = Watch()
+    assert watch.keeper.until_ms(T + 1_000) == 1_000
+    assert watch.keeper.nudges(T + 1_000) is False
+    watch.pass_ms(1_000)
+    assert [watch.keeper.nudges(T + 1_000), watch.keeper.nudges(T + 1_000)] == [True, False]
+    watch.pass_ms(5)
+    assert watch.keeper.nudges(T + 1_000) is True
+
+
+def test_it_is_nudged_by_the_servers_clock_as_far_as_that_was_heard() -> None:
+    watch = Watch()
+    watch.look(-3_000)
+    assert watch.keeper.until_ms(watch.now_ms) == 0, "a backlog tells nothing of the server's clock"
+    watch.look(-3_000)
+    assert (watch.keeper.until_ms(watch.now_ms - 3_000), watch.keeper.until_ms(watch.now_ms)) == (0, 3_000)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
 
+from tests.client.harness import wait_until
 from token_actor.core.limits import Limit
 from token_actor.errors import InvalidQuestion, InvalidValue, RateLimited
 
@@ -66,6 +68,50 @@ class TestLimits:
         with pytest.raises(InvalidQuestion) as refused:
             client.put_limit(Limit("everybody", 10))
         assert refused.value.field == "tenant"
+
+
+class TestWaiting:
+    def test_one_that_waits_goes_on_when_another_gives_back(self, client):
+        first = client.reserve(80)
+        with ThreadPoolExecutor() as pool:
+            later = pool.submit(client.reserve, 60, wait_s=60)
+            wait_until(lambda: client.limits()[0]["waiting"] == 1)
+            first.release()
+            assert later.result().decision["granted"] is True
+        assert taken(client) == (0, 60)
+
+    def test_time_alone_lets_it_go_although_nobody_writes(self, client):
+        client.put_limit(Limit("l", 100, seconds=0.5))
+        client.reserve(80).settle(80)
+        reservation = client.reserve(60, wait_s=30)
+        assert 300 < reservation.decision["waited_ms"] < 20_000
+
+    def test_at_its_deadline_it_is_refused(self, client):
+        client.reserve(80)
+        with pytest.raises(RateLimited) as refused:
+            client.reserve(60, wait_s=0.1)
+        assert refused.value.remaining == 20
+
+    def test_coroutines_wait_too(self, fleet):
+        fleet.actor()
+
+        async def wait():
+            async with fleet.async_client(agent="a") as client:
+                await client.put_limit(Limit("l", 100))
+                first = await client.reserve(80)
+                later = asyncio.create_task(client.reserve(60, wait_s=60))
+                while (await client.limits())[0]["waiting"] == 0:
+                    pass
+                await first.release()
+                return (await later).decision["granted"]
+
+        assert asyncio.run(wait()) is True
+
+    @pytest.mark.parametrize("wait_s", [-1, 601, "1", None])
+    def test_a_wait_that_is_none_is_refused(self, client, wait_s):
+        with pytest.raises(InvalidValue) as refused:
+            client.reserve(1, wait_s=wait_s)
+        assert refused.value.field == "wait_s"
 
 
 class TestReserving:

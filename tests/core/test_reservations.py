@@ -7,6 +7,7 @@ import pytest
 from tests.core.quota import NOW_MS, Quota
 from tests.makers import event, plain
 from token_actor.core import reservations
+from token_actor.core.admission import Admission
 from token_actor.core.limit_table import LimitTable
 from token_actor.core.limits import Limit
 from token_actor.core.reservations import TABLE_FULL, TTL_MS, Reservations
@@ -33,6 +34,7 @@ class TestDecision:
             "reservation": "c:2",
             "expires_ms": NOW_MS + TTL_MS,
             "limits_version": 1,
+            "waited_ms": 0,
         }
 
     def test_a_refusal_names_the_limit_and_takes_nothing(self, quota):
@@ -51,6 +53,8 @@ class TestDecision:
             "shadow": [],
             "reservation": None,
             "expires_ms": None,
+            "limits_version": 1,
+            "waited_ms": 0,
         }
         assert quota.taken() == (20, 50)
 
@@ -259,7 +263,7 @@ def test_the_state_comes_back_as_it_was():
     )
     for table in (restored, quota.ledger.reservations):
         table.settle(names[2], [""] * 7, event(9), NOW_MS + 1_001, {"counted": True, "reason": None})
-        table.advance(NOW_MS + 90_000)
+        Admission(table).advance(NOW_MS + 90_000)
     assert plain([limits.dump(), restored.dump()]) == plain(
         [quota.ledger.limits.dump(), quota.ledger.reservations.dump()]
     )

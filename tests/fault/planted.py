@@ -199,7 +199,7 @@ def _ttl_only_lease(stack: ExitStack) -> None:
 
 def _reservation_never_expires(stack: ExitStack) -> None:
     """Nothing that is reserved is ever due."""
-    stack.enter_context(patch("token_actor.core.reservations.Reservations._due_ms", lambda self: None))
+    stack.enter_context(patch("token_actor.core.reservations.Reservations.due_ms", lambda self: None))
 
 
 BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {

@@ -44,12 +44,11 @@ class Step:
 
 ALONE: Final[Sequence[Sequence[Step]]] = ((Step("takeover", 0.22, parts=2),), (Step("takeover", 0.22, parts=2),))
 BESIDE: Final[Sequence[Sequence[Step]]] = (
-    (Step("actor killed", 0.6, parts=3),),
-    (Step("actor killed", 0.6, parts=3),),
-    (Step("actor killed", 0.6, parts=3),),
+    (Step("actor killed", 0.6, parts=2),),
+    (Step("actor killed", 0.6, parts=2),),
+    (Step("leader paused in a snapshot", 0.6),),
     (
         Step("producer killed, spool", 0.15),
-        Step("leader paused in a snapshot", 0.2),
         Step("server killed", 0.1),
         Step("lagging replica", 0.05, times=5),
         Step("handover", 0.1, parts=2),
@@ -81,8 +80,7 @@ class Soak:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _together([partial(self._lane, lane) for lane in ALONE])
-            beside = [partial(self._lane, lane, simulate=True) for lane in BESIDE]
-            _together([self._simulate, *beside])
+            _together([partial(self._lane, lane, simulate=True) for lane in BESIDE])
         except KeyboardInterrupt:
             self._stop()
         return merged(read_rows(self._rows))

@@ -86,6 +86,12 @@ class ActorPlayer:
         return follower.reached if follower is not None and follower.recovered else None
 
     @property
+    def replaced(self) -> bool:
+        """Tell whether its log was replaced since it, or the leader, saved a state; it has a state."""
+        assert self.actor is not None
+        return self.actor._follower.replaced
+
+    @property
     def position(self) -> Position:
         """Return the whole of its position; it has a state."""
         assert self.actor is not None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection, Entry, StreamState
 
 TRAIL_ENTRIES_MAX: Final = 65_536  # ids remembered: many seconds of a log, and a replica lags by less
+COMPARED: Final = 4  # entries whose content is looked at again: of at most 64 KiB each, at every renewal of the lease
 ENTRIES_PER_READ: Final = 512  # of at most 64 KiB each
 
 
@@ -89,22 +90,28 @@ def _anchor(read: tuple[bytes, list[bytes]]) -> bytes:
     return entry_ids[0] if began == FIRST else began
 
 
-def find_break(connection: Connection, key: bytes, position: Position, last: Entry | None = None) -> Break | None:
+def find_break(
+    connection: Connection, key: bytes, position: Position, last: Sequence[Entry] = (), before: Sequence[Entry] = ()
+) -> Break | None:
     """Compare the log with what was read of it; ``None`` when it goes on from there.
 
-    ``last`` is the entry read last, if it is known: a server whose clock is behind gives the ids that were
-    lost once more.
+    ``last`` are the entries read last, if they are known, and ``before`` those that were the last when it was
+    looked at before: a server whose clock is behind gives the ids that were lost once more.
     """
     stream = connection.stream_state(key)
     if stream is None or id_pair(stream.last_id) < id_pair(position.offset):
         return Break(replaced=True) if position.entries else None
+    if before and before[-1] != last[-1]:
+        there = connection.range(key, start=before[0][0], end=before[-1][0], count=len(before))
+        if _differs(there, before):
+            return Break(replaced=True)
     if (stream.last_id, stream.entries_added) == (position.offset, position.entries):
-        return Break(replaced=True) if _differs(_entry_at(connection, key, position.offset), last) else None
+        return Break(replaced=True) if _differs(_newest_up_to(connection, key, position, last), last) else None
     removed = stream.entries_added - stream.length
     first = stream.first_id
     if position.offset != FIRST and first is not None and id_pair(first) <= id_pair(position.offset):
-        there = _entry_at(connection, key, position.offset)
-        replaced = there is None or _differs(there, last)
+        there = _newest_up_to(connection, key, position, last)
+        replaced = not there or there[0][0] != position.offset or _differs(there, last)
     elif removed > position.entries:
         lost = removed - position.entries
         return Break(replaced=False, lost=lost, offset=FIRST if first is not None else stream.last_id)
@@ -121,14 +128,18 @@ def counted_up_to(connection: Connection, key: bytes, position: Position) -> byt
     return stream.last_id if stream is not None and stream.entries_added == position.entries else position.offset
 
 
-def _entry_at(connection: Connection, key: bytes, entry_id: bytes) -> Entry | None:
-    found = connection.range(key, start=entry_id, end=entry_id, count=1)
-    return found[0] if found else None
+def _newest_up_to(connection: Connection, key: bytes, position: Position, last: Sequence[Entry]) -> list[Entry]:
+    """Return as many entries as are known of those up to the position, the newest first; one at least."""
+    return connection.range(key, end=position.offset, count=max(1, len(last)), newest_first=True)
 
 
-def _differs(there: Entry | None, last: Entry | None) -> bool:
-    """Tell whether an entry is another than the one read under its id; one that was deleted since is not."""
-    return there is not None and last is not None and there[0] == last[0] and list(there[1]) != list(last[1])
+def _differs(there: Sequence[Entry], last: Sequence[Entry]) -> bool:
+    """Tell whether one of the entries is another than was read there; those that were deleted since are not."""
+    known = {entry_id: list(fields) for entry_id, fields in last}
+    return any(
+        id_pair(entry_id) >= id_pair(last[0][0]) and known.get(entry_id) != list(fields)
+        for entry_id, fields in (there if last else ())
+    )
 
 
 def _deleted_ahead(connection: Connection, key: bytes, position: Position, stream: StreamState) -> Break | None:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from token_actor.core.columns import Columns
-from token_actor.core.commands import execute
+from token_actor.core.commands import execute, told_since
 from token_actor.wire.messages import Answer, DeadLetter
 from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
 
@@ -47,9 +47,14 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
         elif isinstance(step, RefusedBatch):
             rejections += ledger.refuse(step.numbers, step.rejection)
         elif isinstance(step, PlacedClock):
-            ledger.tell(step.id_ms, step.clock.now_ms, step.clock.epoch)
+            if step.clock.now_ms is None:
+                ledger.tick(step.id_ms)
+            else:
+                ledger.tell(step.id_ms, step.clock.now_ms, step.clock.epoch)
         else:
             rejections += _execute(ledger, step, folded, epoch)
+        for client, request_id, told in told_since(ledger):
+            folded.answers.append((client, Answer(request_id=request_id, epoch=epoch, result=told)))
     rejections.sort(key=lambda rejection: rejection.entry)
     for place, of_entry in groupby(rejections, key=lambda rejection: rejection.entry):
         entry_id, fields = entries[place]
@@ -60,6 +65,7 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
 def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) -> list[Rejection]:
     command = placed.command
     outcome = execute(ledger, command, placed.log_ms)
-    answer = Answer(request_id=command.request_id, epoch=epoch, result=outcome.answer, problem=outcome.problem)
-    folded.answers.append((command.client, answer))
+    if outcome.answer is not None or outcome.problem is not None:
+        answer = Answer(request_id=command.request_id, epoch=epoch, result=outcome.answer, problem=outcome.problem)
+        folded.answers.append((command.client, answer))
     return [replace(rejection, entry=placed.entry, position=None) for rejection in outcome.rejections]

@@ -7,10 +7,11 @@ A leader and every actor standing by own one each, so they have the same state. 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from token_actor.actor.continuity import Break, Trail, counted_up_to, entries_from, find_break
+from token_actor.actor.continuity import COMPARED, Break, Trail, counted_up_to, entries_from, find_break
 from token_actor.actor.fold import Folded, fold
 from token_actor.actor.recovery import Recovered, recover, without
 from token_actor.core.columns import Columns, Rejection
@@ -55,7 +56,8 @@ class Follower:
 
     ``recovered`` tells whether there is a state. ``replaced`` tells whether the log was replaced since
     the last snapshot; its next leader counts it as a new generation. ``all_read`` tells whether the log
-    held no more at the last read that brought anything.
+    held no more at the last read that brought anything. ``before`` is the position in the log that was
+    replaced, if it is known.
     """
 
     def __init__(self, connection: Connection, settings: ActorSettings) -> None:
@@ -69,8 +71,10 @@ class Follower:
         self._trail = Trail()
         self._rejoining: _Rejoining | None = None
         self._lost_up_to = FIRST
-        self._last: Entry | None = None
+        self._last: deque[Entry] = deque(maxlen=COMPARED)
+        self._confirmed: list[Entry] = []  # the last ones when the log was last seen to go on
         self.replaced = False
+        self.before: Position | None = None
         self.all_read = False
 
     @property
@@ -114,8 +118,9 @@ class Follower:
         self._trail = Trail()
         self._rejoining = None
         self._lost_up_to = FIRST
-        self._last = None
+        self._forget_last()
         self.replaced = False
+        self.before = None
         for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
                 self._state = self._recovered(alone=alone)
@@ -148,6 +153,10 @@ class Follower:
         """Let go of the state, because it cannot be brought up to date; it is still better than none at all."""
         self._former, self._state = self._state or self._former, None
 
+    def _forget_last(self) -> None:
+        self._last.clear()
+        self._confirmed = []
+
     # --- the log -------------------------------------------------------------------------------
 
     def read(self, more: Mapping[bytes, bytes], *, block_ms: int | None) -> dict[bytes, list[Entry]]:
@@ -160,7 +169,7 @@ class Follower:
         folded = fold(self.ledger, entries, epoch=epoch)
         self.all_read = folded.entries == len(entries) < self._entries_per_read
         self._trail.add(self.position.offset, entries[: folded.entries])
-        self._last = entries[folded.entries - 1]
+        self._last.extend(entries[max(0, folded.entries - COMPARED) : folded.entries])
         count = self.position.entries + folded.entries
         self.position = replace(self.position, offset=entries[folded.entries - 1][0], entries=count)
         per_entry = max(1, folded.events // folded.entries)
@@ -171,9 +180,10 @@ class Follower:
 
     def find_break(self) -> Break | None:
         """Compare the log with what was read of it; ``None`` when it goes on from there."""
-        found = find_break(self._connection, self._keys.log, self.position, self._last)
+        found = find_break(self._connection, self._keys.log, self.position, self._last, self._confirmed)
         if found is None:
             self._trail.confirm()
+            self._confirmed = list(self._last)
         return found
 
     def accept_loss(self, loss: Break) -> None:
@@ -184,9 +194,10 @@ class Follower:
     def begin_anew(self) -> None:
         """Follow an empty log: the one that was folded is full, and was deleted."""
         self._trail = Trail()
-        self._last = None
+        self._forget_last()
         self.position = replace(self.position, offset=FIRST, entries=0, unbroken=False)
         self.replaced = True
+        self.before = None
 
     def rejoin(self, *, epoch: int) -> Iterator[Folded]:
         """Fold what is new in a log that was replaced; yield what that comes to.
@@ -202,12 +213,13 @@ class Follower:
             work.after = entries[-1][0]
             yield from self._fold_new(work, entries, epoch)
         was = self.position
+        self.before = self.before if self.replaced else was
         added = 0 if stream is None else stream.entries_added
         self.position = replace(was, offset=until, entries=added, unbroken=False)
         self._trail = Trail()
         self._rejoining = None
         self._lost_up_to = FIRST
-        self._last = None
+        self._forget_last()
         self.replaced = True
         log.error(
             "The server has replaced the log; what was counted stays counted",

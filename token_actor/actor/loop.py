@@ -11,7 +11,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from token_actor.actor.continuity import Break, find_break
 from token_actor.actor.desk import Desk, Letters
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
@@ -19,6 +18,7 @@ from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
 from token_actor.actor.standing import standing_of
+from token_actor.actor.succession import is_better, knows_more, name_of
 from token_actor.actor.timekeeping import Timekeeper
 from token_actor.actor.trouble import Trouble
 from token_actor.errors import LeadershipLost, ServerRefused, ServerUnavailable, SnapshotError
@@ -28,7 +28,6 @@ from token_actor.wire.entries import LAST_ID, id_pair, log_ms_of
 
 if TYPE_CHECKING:
     from token_actor.actor.fold import Folded
-    from token_actor.actor.manifests import Manifest
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.transport.ports import Connection
 
@@ -127,7 +126,7 @@ class Actor:
     def _recover(self) -> None:
         check_partitions(self._connection, self._keys, self._settings.partitions)
         manifest = newest_manifest(self._connection, self._keys)
-        self._known_snapshot = _name(manifest)
+        self._known_snapshot = name_of(manifest)
         self._letters.forget()
         alone = self._leadership.is_free(self._clock.ticks_ms())
         try:
@@ -164,30 +163,24 @@ class Actor:
         only one there is.
         """
         manifest = newest_manifest(self._connection, self._keys)
-        if manifest is not None and self._is_better(manifest):
+        is_new = name_of(manifest) != self._known_snapshot
+        self._known_snapshot = name_of(manifest)
+        if is_better(self._connection, self._keys.log, self._follower, manifest, is_new=is_new):
             return False
         found = self._follower.find_break()
-        if found is not None and found.replaced:
-            for folded in self._follower.rejoin(epoch=0):
-                self._letters.add(folded.dead)
-        return found is None or found.replaced
-
-    def _is_better(self, manifest: Manifest) -> bool:
-        """Tell whether the leader has saved a state that the one here will never become equal to."""
-        is_new = _name(manifest) != self._known_snapshot
-        self._known_snapshot = _name(manifest)
-        saved, own = manifest.position, self._follower.position
-        if (saved.generation, saved.lost) != (own.generation, own.lost):
-            return is_new
-        fits = saved.entries > 0 and find_break(self._connection, self._keys.log, saved) is None
-        return self._follower.replaced and fits
+        if found is None or not found.replaced:
+            return found is None
+        if knows_more(self._follower, newest_manifest(self._connection, self._keys)):
+            return False
+        for folded in self._follower.rejoin(epoch=0):
+            self._letters.add(folded.dead)
+        return True
 
     def _take_over(self) -> None:
         """Begin to lead, with the state that was followed so far; when the server goes away, the next turn does."""
         if not self._leadership.renew():
             raise LeadershipLost("the lease is somebody else's")
-        found = self._follower.find_break() if self._follower.recovered else Break(replaced=False)
-        if found is not None and not found.replaced:  # trimmed by the leader before: its snapshot knows more
+        if not (self._follower.recovered and self._goes_on()):  # the leader before has saved more; maybe just now
             self._follower.forget()
             self._leadership.release()
             return
@@ -275,6 +268,9 @@ class Actor:
     def _turn(self, block_ms: int | None) -> None:
         """Read, fold, answer, write."""
         questions = {self._keys.ask: self._desk.offset} if self._answers and self._hears_questions else {}
+        waking_ms = self._follower.ledger.admission.waking_ms
+        if block_ms is not None and waking_ms is not None:
+            block_ms = min(block_ms, self._timekeeper.until_ms(waking_ms)) or None
         try:
             read = self._follower.read(questions, block_ms=block_ms)
         except ServerRefused as refused:
@@ -293,7 +289,7 @@ class Actor:
         self._desk.send()
 
     def _keep_time(self, *, anything_read: bool) -> None:
-        """Tell the log what time it is, if it does not know."""
+        """Tell the log what time it is, if it does not know; let time go on for those who wait for it."""
         id_ms = log_ms_of(self._follower.position.offset) if anything_read else None
         told_ms = self._timekeeper.look(
             id_ms=id_ms,
@@ -301,9 +297,11 @@ class Actor:
             all_read=self._follower.all_read or not anything_read,
         )
         if told_ms is not None:
-            clock = ClockEntry(told_ms, self._leadership.epoch)
             log.info("Telling the log the time", extra={"action": "clock", "now_ms": told_ms})
-            self._leadership.write([Append(key=self._keys.log, fields=[CLOCK_FIELD, clock.encode()])])
+        elif not self._timekeeper.nudges(self._follower.ledger.admission.waking_ms):
+            return
+        clock = ClockEntry(told_ms, self._leadership.epoch)
+        self._leadership.write([Append(key=self._keys.log, fields=[CLOCK_FIELD, clock.encode()])])
 
     @property
     def _answers(self) -> bool:
@@ -343,8 +341,3 @@ class Actor:
             log.warning("Stopped without a word to the next", extra={"action": "stopped", "problem": str(error)})
             return
         log.info("Stopped", extra={"action": "stopped", "offset": self._follower.position.offset.decode()})
-
-
-def _name(manifest: Manifest | None) -> tuple[bytes, int] | None:
-    """Return what tells a snapshot from others, also on a server that has lost its keys and counts anew."""
-    return None if manifest is None else (manifest.snapshot_id, manifest.taken_ms)

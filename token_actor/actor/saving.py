@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.recovery import NOWHERE
 from token_actor.actor.snapshots import SnapshotWriter
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.core.dedupe import ProducerKey, ProducerMark
     from token_actor.transport.ports import Connection
+
+_UNSAVED_MAX: Final = 10_000  # entries; who begins to lead with more took long to recover, and so would the next
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,9 @@ class Saving:
         self._writer.forget()
         if self.saved_all:  # by the leader before, so there may never be a reason to take one of our own
             _, self._writer.durable = self._follower.ledger.producers.capture()
-        self._due_ms = self._clock.ticks_ms() + self._settings.snapshot_every_ms
+        unsaved = self._follower.position.entries - self.position.entries
+        wait_ms = 0 if unsaved >= _UNSAVED_MAX else self._settings.snapshot_every_ms
+        self._due_ms = self._clock.ticks_ms() + wait_ms
 
     def forget(self) -> None:
         """Take a snapshot at once: what the server holds of earlier ones does not fit its log any more."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from token_actor.actor.settings import Clock
 
 TELL_EVERY_MS: Final = LEAP_MS_MAX // 3  # in a log without entries, so that its silence is never taken for a leap
+_NUDGE_EVERY_MS: Final = 5  # the server's clock may be a little behind ours
 
 
 class Timekeeper:
@@ -25,6 +26,8 @@ class Timekeeper:
         self._offset_ms = clock.now_ms() - clock.ticks_ms()
         self._heard_ms = self._now_ms()
         self._all_read_ms: int | None = None
+        self._ahead_ms = 0  # of log time, when an entry was last read as it came
+        self._nudged_ms = -_NUDGE_EVERY_MS
 
     def _now_ms(self) -> int:
         return self._clock.ticks_ms() + self._offset_ms
@@ -50,11 +53,25 @@ class Timekeeper:
                 return None
         else:
             self._heard_ms = now_ms
+            if since_ms is not None:
+                self._ahead_ms = now_ms - log_ms
             # What was read now was appended since everything had been read: between these two moments.
             if since_ms is None or since_ms - CLOCKS_AGREE_MS <= log_ms <= now_ms + CLOCKS_AGREE_MS:
                 return None
         self._heard_ms = now_ms
         return now_ms
+
+    def until_ms(self, log_ms: int) -> int:
+        """Return in how many ms the log will come to a log time by itself, if entries come; 0 when it is there."""
+        return max(0, log_ms - (self._now_ms() - self._ahead_ms))
+
+    def nudges(self, log_ms: int | None) -> bool:
+        """Tell whether the log needs an entry to come to a log time that somebody waits for; ``None``: nobody does."""
+        ticks_ms = self._clock.ticks_ms()
+        if log_ms is None or self.until_ms(log_ms) or ticks_ms < self._nudged_ms + _NUDGE_EVERY_MS:
+            return False
+        self._nudged_ms = ticks_ms
+        return True
 
     def dated(self, id_ms: int, correction_ms: int) -> int:
         """Return when an entry of another stream, just read, was appended, by the server's clock in milliseconds.

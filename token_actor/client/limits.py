@@ -12,6 +12,7 @@ from token_actor.client.recording import make_event
 from token_actor.core.limits import estimate_of
 from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
 from token_actor.core.usage import DIMENSIONS, seconds_to_ms
+from token_actor.core.waiting import WAIT_MS_MAX
 from token_actor.errors import InvalidValue, RateLimited
 
 if TYPE_CHECKING:
@@ -74,11 +75,14 @@ class Limits(Questions):
         self,
         tokens: int = 0,
         *,
+        wait_s: float = 0,
         ttl_s: float = TTL_MS / 1000,
         timeout_s: float | None = None,
         **call: Any,  # noqa: ANN401 - dimensions and counts, checked
     ) -> Reservation:
         """Take quota for one call under every limit that covers it: all of it, or nothing.
+
+        Where there is no room it waits its turn for ``wait_s`` at most, on top of ``timeout_s``.
 
         ``tokens`` is what it may use of any kind; better known counts are ``input_tokens``,
         ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``, and ``cost_usd``. Dimensions go
@@ -87,8 +91,12 @@ class Limits(Questions):
         While the actor cannot be reached it is decided as ``on_outage`` of the limits says, and is ``degraded``.
         """
         names, counts = self._call(tokens, call)
-        arguments = {**names, **counts, "ttl_ms": check_ttl("ttl_s", ttl_s)}
-        ask = partial(self._engine.command, "reserve", arguments, tenant=names["tenant"], timeout_s=timeout_s)
+        wait_ms = _whole_ms("wait_s", wait_s, 0, WAIT_MS_MAX)
+        arguments = {**names, **counts, "ttl_ms": check_ttl("ttl_s", ttl_s), "wait_ms": wait_ms}
+        if timeout_s is None:
+            timeout_s = self._engine.settings.timeout_s
+        by_s = timeout_s + wait_ms / 1000
+        ask = partial(self._engine.command, "reserve", arguments, tenant=names["tenant"], timeout_s=by_s)
         answer = self.outage.decide(ask, arguments)
         if not answer["granted"]:
             raise refusal(answer)
@@ -254,7 +262,12 @@ def refusal(answer: Mapping[str, Any]) -> RateLimited:
 
 def check_ttl(field: str, ttl_s: object) -> int:
     """Return how long a reservation lasts in ms. Raises ``InvalidValue`` naming ``field``."""
-    ttl_ms = seconds_to_ms(field, ttl_s)
-    if not 1 <= ttl_ms <= TTL_MS_MAX:
-        raise InvalidValue(field, f"must be above 0, at most {TTL_MS_MAX // 1000}, not {ttl_s!r}")
-    return ttl_ms
+    return _whole_ms(field, ttl_s, 1, TTL_MS_MAX)
+
+
+def _whole_ms(field: str, seconds: object, least_ms: int, most_ms: int) -> int:
+    milliseconds = seconds_to_ms(field, seconds)
+    if not least_ms <= milliseconds <= most_ms:
+        least = "above" if least_ms else "at least"
+        raise InvalidValue(field, f"must be {least} 0, at most {most_ms // 1000}, not {seconds!r}")
+    return milliseconds

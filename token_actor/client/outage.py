@@ -73,6 +73,13 @@ class _Place:
             if name not in table.meters or table.meters[name].limit != limit:
                 table.put(limit, _now_ms())
 
+    def advance(self, now_ms: int) -> None:
+        """Let expire what is due."""
+        while (due_ms := self.reservations.due_ms()) is not None and due_ms <= now_ms:
+            self.reservations.expire_next()
+        self.reservations.limits.advance(now_ms)
+        self.reservations.take_freed()  # nobody waits here
+
     def covering(self, names: Sequence[str]) -> list[Limit]:
         """Return the limits that cover seven names and refuse, as far as the copy tells."""
         found = [limit for limit in self.limits or () if limit.scope_of(names) is not None]
@@ -96,7 +103,7 @@ class _Place:
         """Decide by the local shares, and return the decision in the shape of the actor's."""
         now_ms, ttl_ms = _now_ms(), arguments.get("ttl_ms", TTL_MS)
         estimate = estimate_of(_estimated(arguments))
-        self.reservations.advance(now_ms)
+        self.advance(now_ms)
         standings = self.reservations.standings(estimate.series.split(SEPARATOR), estimate, now_ms)
         answer = self.reservations.reserve(reservation, standings, now_ms, ttl_ms)
         if not answer["granted"] and answer["retry_after_ms"] is None:  # never here, but the actor may be back by then
@@ -229,9 +236,9 @@ class Outage:
         with self._lock:
             return self._find(reservation) is not None
 
-    def _find(self, reservation: str) -> Reservations | None:
-        found = [place.reservations for place in self._places.values()]
-        return next((each for each in found if each.state_of(reservation) != NONE), None)
+    def _find(self, reservation: str) -> _Place | None:
+        found = (place for place in self._places.values() if place.reservations.state_of(reservation) != NONE)
+        return next(found, None)
 
     def settle(self, reservation: str, record: Callable[[], None]) -> dict[str, Any]:
         """End a reservation that was granted here, and record what was used.
@@ -268,7 +275,7 @@ class Outage:
         found = self._find(reservation)
         assert found is not None, "the caller has looked"
         found.advance(_now_ms())
-        return found
+        return found.reservations
 
 
 def _local(limit: Limit) -> Limit:

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.columns import Rejection, columns_of
 from token_actor.core.limits import estimate_of, limit_of
+from token_actor.core.reservation_states import RELEASED
 from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import check_name
+from token_actor.core.waiting import WAIT_MS_MAX, Wish
 from token_actor.errors import InvalidValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from token_actor.core.admission import Told
     from token_actor.core.ledger import Ledger
     from token_actor.core.usage import Event
 
-Carried: TypeAlias = "tuple[dict[str, Any], list[Rejection]]"  # the answer, and what could not be counted
+Carried: TypeAlias = "tuple[dict[str, Any] | None, list[Rejection]]"  # the answer, and what could not be counted
 ANSWERS_MAX: Final = 100_000  # request ids remembered with their answers; a retry comes within seconds
 RESERVATION_ID_MAX: Final = 129  # client id, colon, request id
 _REFUSED: Final = "refused"  # names a refusal among the answers remembered: field, problem, reason
@@ -43,7 +46,10 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Hold what a command came to: its answer, or why it is refused, and what of it could not be counted."""
+    """Hold what a command came to: its answer, or why it is refused, and what of it could not be counted.
+
+    Neither of the two means that it waits: it will be told.
+    """
 
     answer: dict[str, Any] | None = None
     problem: InvalidValue | None = None
@@ -60,12 +66,15 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     known = ledger.answers.get(request)
     if known is not None:
         return _told(known)
+    answer: dict[str, Any] | None
     try:
         answer, rejections = _carry_out(ledger, command, log_ms)
     except InvalidValue as problem:
         answer = {_REFUSED: [problem.field, problem.problem, problem.reason]}
         rejections = [Rejection(0, None, problem.reason, str(problem))]
         ledger.reject(rejections)
+    if answer is None:
+        return Outcome()
     ledger.answers.add(request, answer, ANSWERS_MAX)
     return replace(_told(answer), rejections=rejections)
 
@@ -75,7 +84,17 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
     if operation is None:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
-    return operation(ledger, command)
+    carried = operation(ledger, command)
+    ledger.admission.serve(ledger.log_ms)
+    return carried
+
+
+def told_since(ledger: Ledger) -> list[Told]:
+    """Return what is to be told to those who waited, and remember that it was."""
+    told = ledger.admission.take_told()
+    for client, request_id, answer in told:
+        ledger.answers.add((client, request_id), answer, ANSWERS_MAX)
+    return told
 
 
 def _told(known: dict[str, Any]) -> Outcome:
@@ -92,7 +111,7 @@ def _record(ledger: Ledger, command: Command) -> Carried:
     return _count(ledger, command.event)
 
 
-def _count(ledger: Ledger, event: Event) -> Carried:
+def _count(ledger: Ledger, event: Event) -> tuple[dict[str, Any], list[Rejection]]:
     place = ledger.recent.next_place
     rejections = ledger.apply(columns_of([event], log_ms=[ledger.time.id_ms], entries=[0]))
     if rejections:
@@ -132,12 +151,16 @@ def _delete_limit(ledger: Ledger, command: Command) -> Carried:
 def _reserve(ledger: Ledger, command: Command) -> Carried:
     """Decide over all limits that cover a call, and hold what it may use."""
     arguments = dict(command.arguments)
-    ttl_ms = _ttl_ms(arguments.pop("ttl_ms", TTL_MS))
-    estimate = estimate_of(arguments)
-    names = ledger.series.counted_as(estimate.series)
-    standings = ledger.reservations.standings(names, estimate, ledger.log_ms)
     reservation = f"{command.client}:{command.request_id}"
-    return ledger.reservations.reserve(reservation, standings, ledger.log_ms, ttl_ms), []
+    ttl_ms = _ms("ttl_ms", arguments.pop("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
+    wait_ms = _ms("wait_ms", arguments.pop("wait_ms", 0), 0, WAIT_MS_MAX)
+    estimate = estimate_of(arguments)
+    if reservation in ledger.admission.room.waiters:
+        return None, []
+    names = ledger.series.counted_as(estimate.series)
+    now_ms = ledger.log_ms
+    who = (reservation, command.client, command.request_id)
+    return ledger.admission.ask(Wish(*who, tuple(names), estimate, ttl_ms, now_ms, now_ms + wait_ms), now_ms), []
 
 
 def _settle(ledger: Ledger, command: Command) -> Carried:
@@ -159,14 +182,17 @@ def _settle(ledger: Ledger, command: Command) -> Carried:
 def _extend(ledger: Ledger, command: Command) -> Carried:
     """Let an open reservation expire later."""
     _check_arguments(command, "reservation", "ttl_ms")
-    ttl_ms = _ttl_ms(command.arguments.get("ttl_ms", TTL_MS))
+    ttl_ms = _ms("ttl_ms", command.arguments.get("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
     return ledger.reservations.extend(_reservation(command), ledger.log_ms, ttl_ms), []
 
 
 def _release(ledger: Ledger, command: Command) -> Carried:
-    """Give back what an open reservation holds."""
+    """Give back what an open reservation holds, or let go of one that is waited for."""
     _check_arguments(command, "reservation")
-    return ledger.reservations.release(_reservation(command), ledger.log_ms), []
+    reservation = _reservation(command)
+    if ledger.admission.give_up(reservation, ledger.log_ms):
+        return {"released": True, "state": RELEASED}, []
+    return ledger.reservations.release(reservation, ledger.log_ms), []
 
 
 def _check_arguments(command: Command, *known: str) -> None:
@@ -184,11 +210,11 @@ def _reservation(command: Command) -> str:
     return reservation
 
 
-def _ttl_ms(value: object) -> int:
+def _ms(name: str, value: object, least: int, most: int) -> int:
     if type(value) is not int:
-        raise InvalidValue("ttl_ms", "must be an int", reason="type")
-    if not 1 <= value <= TTL_MS_MAX:
-        raise InvalidValue("ttl_ms", f"must be between 1 and {TTL_MS_MAX}, not {value}")
+        raise InvalidValue(name, "must be an int", reason="type")
+    if not least <= value <= most:
+        raise InvalidValue(name, f"must be between {least} and {most}, not {value}")
     return value
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from token_actor.core.admission import Admission
 from token_actor.core.answers import Answers
 from token_actor.core.columns import Bools, Columns, Int64s, Rejection, Run, grown
 from token_actor.core.dedupe import PRODUCERS_MAX, ProducerMarks
@@ -94,6 +95,7 @@ class Ledger:
         self.row_blocks = RowBlocks()
         self.limits = LimitTable()
         self.reservations = Reservations(self.limits)
+        self.admission = Admission(self.reservations)
         self.dead: dict[str, int] = {}
         self.resets: dict[tuple[str, str], Baseline] = {}
         self.answers = Answers()
@@ -193,7 +195,7 @@ class Ledger:
         if log_ms // _HOUR_MS > self.log_ms // _HOUR_MS and len(self.series) > self._rows_max * FOLD_ABOVE:
             fold_idle_sessions(self, int(self._rows_max * FOLD_DOWN_TO))
         self.log_ms = max(self.log_ms, log_ms)
-        self.reservations.advance(self.log_ms)
+        self.admission.advance(self.log_ms)
         self.frames.advance(self.log_ms)
 
     def reject(self, rejections: Iterable[Rejection]) -> None:
@@ -249,7 +251,7 @@ class Ledger:
     def _count(self, columns: Columns, rows: Int64s, countable: Int64s | None) -> None:
         """Add the countable events (indices; ``None`` means all) to counters, frames and recent."""
         log_ms = columns.log_ms
-        self.reservations.count(self.series, columns, rows, log_ms, countable)
+        self.admission.count(self.series, columns, rows, log_ms, countable)
         self.advance(int(log_ms[-1]))
         picked: Int64s | slice = slice(None) if countable is None else countable
         rows = rows[picked]

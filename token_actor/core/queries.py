@@ -252,6 +252,7 @@ def _limits(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[s
                 **meter.limit.as_map(),
                 "scopes": len(meter.scopes),
                 "refused": meter.refused,
+                "waiting": ledger.admission.room.needing(meter.number),
                 "debt": meter.debt,
                 "top": [standing_of(meter, scope, 0, now_ms).figures() for scope in meter.largest(top, now_ms)],
             }

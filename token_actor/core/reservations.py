@@ -18,18 +18,14 @@ from collections import OrderedDict
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from token_actor.core.reservation_states import EXPIRED, NONE, OPEN, RELEASED, SETTLED, TRANSITIONS, Closed, Hold, Open
 from token_actor.core.standings import Standing, shown, standing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from token_actor.core.columns import Columns, Int64s
     from token_actor.core.limit_table import LimitTable, Meter
     from token_actor.core.limits import Estimate, Refund
-    from token_actor.core.series import SeriesTable
     from token_actor.core.usage import Event
 
 OPEN_MAX: Final = 100_000  # about 1 KB each; ten thousand calls a second of ten seconds each
@@ -51,32 +47,11 @@ class Reservations:
         self.expired = 0
         self.unknown_settled = 0
         self._due: list[tuple[int, str]] = []
+        self._freed: list[tuple[int, str]] = []
 
-    # --- time and direct usage -------------------------------------------------------------------
+    # --- time ----------------------------------------------------------------------------------
 
-    def count(self, series: SeriesTable, columns: Columns, rows: Int64s, log_ms: Int64s, events: Int64s | None) -> None:
-        """Count the ``events`` (indices; ``None`` means all) of a read against the limits.
-
-        ``rows`` and ``log_ms`` are those of all its events. Whatever expires in between does so at its place.
-        """
-        if not self.limits and not self.open:
-            return
-        picked = np.arange(len(log_ms)) if events is None else events
-        start = 0
-        while start < len(log_ms):
-            self.advance(int(log_ms[start]))
-            stop = int(np.searchsorted(log_ms, self._next_ms()))
-            first, last = np.searchsorted(picked, (start, stop)).tolist()
-            if first < last:
-                self.limits.count(series, columns, rows, log_ms, picked[first:last])
-            start = stop
-
-    def _next_ms(self) -> int:
-        """Return when something happens by itself; later than the last ``advance``."""
-        due_ms = self._due_ms()
-        return self.limits.next_hour_ms if due_ms is None else min(due_ms, self.limits.next_hour_ms)
-
-    def _due_ms(self) -> int | None:
+    def due_ms(self) -> int | None:
         """Return when the next reservation expires; ``None`` when none is open."""
         while self._due:
             expires_ms, reservation = self._due[0]
@@ -85,12 +60,6 @@ class Reservations:
                 return expires_ms
             heappop(self._due)
         return None
-
-    def advance(self, log_ms: int) -> None:
-        """Let expire what is due at a log time."""
-        while (due_ms := self._due_ms()) is not None and due_ms <= log_ms:
-            self._expire(self._due[0][1])
-        self.limits.advance(log_ms)
 
     def set_back(self, now_ms: int) -> None:
         """Count what was taken after ``now_ms`` as taken now: log time moves back to it.
@@ -110,7 +79,9 @@ class Reservations:
             for hold, meter in zip(holds, meters, strict=True)
         )
 
-    def _expire(self, reservation: str) -> None:
+    def expire_next(self) -> None:
+        """Let the reservation expire that is due next; ``due_ms`` has said that there is one."""
+        reservation = self._due[0][1]
         charged = []
         found = self._close(reservation)
         for hold, meter, counter in self._meters(found.holds):
@@ -167,6 +138,12 @@ class Reservations:
             "limits_version": self.limits.version,
         }
 
+    def refuse(self, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
+        """Return the decision, as a map, and count it at the limits that lack room."""
+        for standing in standings:
+            standing.meter.refused += not standing.fits
+        return self.decide(standings, now_ms)
+
     def reserve(
         self, reservation: str, standings: Sequence[Standing], now_ms: int, ttl_ms: int = TTL_MS
     ) -> dict[str, Any]:
@@ -174,11 +151,9 @@ class Reservations:
 
         It expires ``ttl_ms`` from now.
         """
-        answer = self.decide(standings, now_ms)
-        for standing in standings:
-            standing.meter.refused += not standing.fits
+        answer = self.refuse(standings, now_ms)
         if answer["granted"] and len(self.open) >= OPEN_MAX:
-            due_ms = self._due_ms()
+            due_ms = self.due_ms()
             assert due_ms is not None, "what is open expires"
             answer = {**answer, "granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
         if not answer["granted"]:
@@ -232,6 +207,7 @@ class Reservations:
         elif state == EXPIRED and told:
             holds = self.closed[reservation].charged
             for hold, meter, counter in self._meters(holds):
+                self._freed.append((hold.meter, hold.scope))
                 meter.counters.uncharge(counter, hold.place, hold.amount, now_ms)
         correct = TRANSITIONS[state, "settle"][1] == "correct"
         self.unknown_settled += state == NONE
@@ -281,6 +257,7 @@ class Reservations:
     def _close(self, reservation: str) -> Open:
         found = self.open.pop(reservation)
         for hold in found.holds:
+            self._freed.append((hold.meter, hold.scope))
             meter = self.limits.with_number(hold.meter)
             if meter is not None:
                 meter.holders[hold.scope].pop(reservation)
@@ -295,6 +272,11 @@ class Reservations:
             counter = None if meter is None else meter.scopes.get(hold.scope)
             if meter is not None and counter is not None:
                 yield hold, meter, counter
+
+    def take_freed(self) -> list[tuple[int, str]]:
+        """Return where something was given back since the last call: numbers of meters, and values of ``by``."""
+        freed, self._freed = self._freed, []
+        return freed
 
     def _remember(self, reservation: str, closed: Closed) -> None:
         self.closed[reservation] = closed

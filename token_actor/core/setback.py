@@ -24,6 +24,6 @@ def set_back(ledger: Ledger) -> None:
         for times in (ledger.first_ms, ledger.last_ms):
             times[late] = np.minimum(times[late], log_ms)
     ledger.recent.not_after(log_ms)
-    ledger.reservations.set_back(log_ms)
+    ledger.admission.set_back(log_ms)
     ledger.resets = {scope: replace(base, log_ms=min(base.log_ms, log_ms)) for scope, base in ledger.resets.items()}
     ledger.frames.advance(log_ms)

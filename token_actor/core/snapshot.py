@@ -77,7 +77,11 @@ def _resets(resets: Mapping[tuple[str, str], Baseline]) -> Iterator[Segment]:
 def _limits(ledger: Ledger) -> Iterator[Segment]:
     """Yield what is limited and reserved, in one piece: its size follows what is in use, not what was ever used."""
     if ledger.limits or ledger.reservations.open or ledger.reservations.closed:
-        tree = {"limits": ledger.limits.dump(), "reservations": ledger.reservations.dump()}
+        tree = {
+            "limits": ledger.limits.dump(),
+            "reservations": ledger.reservations.dump(),
+            "waiting": ledger.admission.dump(),
+        }
         yield Segment("limits/0", None, lambda: [tree])
 
 
@@ -111,6 +115,7 @@ def restore(segments: Mapping[str, Sequence[Tree]], bounds: Bounds | None = None
     for tree in _part(segments, head, "limits"):
         ledger.limits.restore(tree["limits"])
         ledger.reservations.restore(tree["reservations"])
+        ledger.admission.restore(tree["waiting"])
     for tree in _part(segments, head, "resets"):
         for tenant, session, place, log_ms, sums in tree["resets"]:
             ledger.resets[(tenant, session)] = Baseline(place, log_ms, tuple(sums))

@@ -1,4 +1,4 @@
-"""A ``clock`` entry: a leader tells the log what time it is."""
+"""A ``clock`` entry: a leader tells the log what time it is, or only that time goes on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _EPOCH_MAX: Final = 2**62
 
 
 class ClockEntry(NamedTuple):
-    """Hold the time of a leader in milliseconds since 1970, and its epoch."""
+    """Hold the time of a leader in milliseconds since 1970, and its epoch.
 
-    now_ms: int
+    The time ``None`` says nothing new: its id is what somebody waits for.
+    """
+
+    now_ms: int | None
     epoch: int
 
     def encode(self) -> bytes:
@@ -32,6 +35,8 @@ class ClockEntry(NamedTuple):
         if message.keys() != {"v", "now", "epoch"}:
             raise BadEntry("decode", "must have the fields v, now and epoch")
         for field, most in (("now", LOG_MS_MAX), ("epoch", _EPOCH_MAX)):
+            if field == "now" and message[field] is None:
+                continue
             if type(message[field]) is not int or not 0 < message[field] <= most:
                 raise BadEntry("decode", f"{field!r} must be an int from 1 to {most}")
         return cls(message["now"], message["epoch"])

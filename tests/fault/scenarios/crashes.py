@@ -35,7 +35,7 @@ def _actor_killed(stage: Stage, scale: Scale) -> None:
     actor = stage.start_actor()
     leader = stage.await_serving(noted=False)
     for number in (1, 2):
-        stage.start_producer(number, every_ms=scale.of(4, 20), chunk=20)
+        stage.start_producer(number, every_ms=scale.of(4, 40), chunk=20)
     for _ in scale.turns(stage, 50, 1_000):
         stage.await_entries(stage.random.randrange(1, 60))
         actor.kill()

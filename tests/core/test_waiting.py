@@ -1,0 +1,353 @@
+"""Facts about waiting for quota: who is granted when, in which order, and what is told."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.core.quota import NOW_MS, Quota
+from tests.makers import event, plain
+from token_actor.core import admission
+from token_actor.core.columns import columns_of
+from token_actor.core.commands import ANSWERS_MAX, Command, execute, told_since
+from token_actor.core.limits import Limit
+from token_actor.core.snapshot import Capture, restore
+from token_actor.core.waiting import WAIT_MS_MAX
+from token_actor.errors import InvalidValue
+
+
+class Line(Quota):
+    """A quota, and what those were told who had to wait."""
+
+    def __init__(self, *limits, amount=None):
+        super().__init__(*limits, amount=amount)
+        self.told = {}
+
+    def run(self, operation, arguments=None, **more):
+        answer = super().run(operation, arguments, **more)
+        self.hear()
+        return answer
+
+    def at(self, now_ms):
+        super().at(now_ms)
+        self.hear()
+
+    def use(self, tokens=0, **more):
+        super().use(tokens, **more)
+        self.hear()
+
+    def hear(self):
+        for client, request_id, answer in told_since(self.ledger):
+            assert (client, request_id) not in self.told, "nobody is told twice"
+            self.told[client, request_id] = answer
+
+    def ask(self, tokens, request_id, wait_ms=60_000, client="w", **names):
+        """Ask to reserve; return the answer, ``None`` when it waits."""
+        arguments = {"tokens": tokens, "wait_ms": wait_ms, "ttl_ms": 600_000, **names}
+        command = Command(operation="reserve", request_id=request_id, client=client, arguments=arguments)
+        outcome = execute(self.ledger, command, self.now_ms)
+        self.hear()
+        if outcome.problem is not None:
+            raise outcome.problem
+        return outcome.answer
+
+    @property
+    def granted(self):
+        """Return who was told that they may go, in order."""
+        return [request_id for (_, request_id), answer in self.told.items() if answer["granted"]]
+
+
+@pytest.fixture
+def line():
+    return Line(Limit("l", 100))
+
+
+class TestTheQueue:
+    def test_who_fits_does_not_wait(self, line):
+        got = line.ask(100, "a")
+        assert (got["granted"], got["waited_ms"], line.told) == (True, 0, {})
+
+    def test_who_does_not_is_told_when_somebody_gives_back(self, line):
+        first = line.ask(80, "a")
+        assert line.ask(60, "b") is None
+        line.at(NOW_MS + 500)
+        line.settle(first["reservation"], 10)
+        answer = line.told["w", "b"]
+        assert (answer["granted"], answer["waited_ms"], answer["reservation"]) == (True, 500, "w:b")
+        assert line.taken() == (10, 60)
+
+    @pytest.mark.parametrize("way", ["release", "settle_estimate_of_less", "expiry"])
+    def test_every_way_of_giving_back_lets_the_next_one_go(self, way):
+        line = Line(Limit("l", 100, on_expire="refund"))
+        first = line.run("reserve", {"tokens": 80, "ttl_ms": 1_000})
+        assert line.ask(60, "b") is None
+        if way == "release":
+            line.run("release", {"reservation": first["reservation"]})
+        elif way == "expiry":
+            line.at(NOW_MS + 1_000)
+        else:
+            line.settle(first["reservation"], 40)
+        assert line.granted == ["b"]
+
+    def test_a_late_settlement_of_less_lets_the_next_one_go(self, line):
+        first = line.run("reserve", {"tokens": 80, "ttl_ms": 1_000})
+        line.at(NOW_MS + 1_000)  # charged
+        assert line.ask(60, "b") is None
+        line.settle(first["reservation"], 1)
+        assert line.granted == ["b"]
+
+    def test_time_alone_lets_the_next_one_go_at_its_place_in_the_log(self, line):
+        line.use(80)
+        assert line.ask(60, "b", wait_ms=600_000) is None
+        assert line.ledger.admission.waking_ms == NOW_MS + 61_000
+        line.at(NOW_MS + 60_999)
+        assert line.granted == []
+        line.at(NOW_MS + 300_000)  # long after: it is granted as of when there was room
+        assert line.told["w", "b"]["waited_ms"] == 61_000
+
+    def test_nobody_passes_who_would_fit(self, line):
+        line.ask(80, "a")
+        assert line.ask(60, "b") is None
+        assert line.ask(10, "c") is None
+        refused = line.reserve(10)
+        assert (refused["granted"], refused["never"], refused["limit"]) == (False, False, "l")
+        assert refused["retry_after_ms"] == 61_000
+        line.run("release", {"reservation": "w:a"})
+        assert line.granted == ["b", "c"]
+
+    def test_past_who_waits_at_another_limit_others_may_go(self):
+        line = Line(Limit("all", 1_000), Limit("each", 10, by=["agent"]))
+        line.ask(10, "a1", agent="a")
+        assert line.ask(10, "a2", agent="a") is None
+        assert line.ask(10, "b", agent="b")["granted"] is True
+        assert line.ask(5, "a3", agent="a") is None
+
+    def test_who_waits_at_one_limit_goes_on_to_wait_at_the_next(self):
+        line = Line(Limit("all", 100), Limit("each", 50, by=["agent"]))
+        line.ask(50, "a1", agent="a")
+        assert line.ask(50, "a2", agent="a") is None
+        line.ask(50, "b1", agent="b")
+        line.run("release", {"reservation": "w:a1"})  # now both limits have room for it
+        assert line.granted == ["a2"]
+        assert line.ask(50, "a3", agent="a") is None
+        assert line.ask(20, "c", agent="c") is None
+        line.run("release", {"reservation": "w:b1"})  # a3 still lacks room with its agent: c may go
+        assert line.granted == ["a2", "c"]
+
+    def test_several_go_at_once_as_far_as_they_fit(self, line):
+        first = line.ask(100, "a")
+        for name in "bcdef":
+            assert line.ask(30, name) is None
+        line.run("release", {"reservation": first["reservation"]})
+        assert line.granted == ["b", "c", "d"]
+
+    def test_one_that_can_never_fit_does_not_wait(self, line):
+        got = line.ask(101, "a")
+        assert (got["granted"], got["never"]) == (False, True)
+
+    def test_a_shadow_limit_lets_nobody_wait(self):
+        line = Line(Limit("l", 10, mode="shadow"))
+        assert line.ask(100, "a")["granted"] is True
+
+    def test_no_more_than_so_many_may_wait(self, line, monkeypatch):
+        monkeypatch.setattr(admission, "WAITING_MAX", 1)
+        line.ask(100, "a")
+        assert line.ask(1, "b") is None
+        assert line.ask(1, "c")["granted"] is False
+
+    def test_with_the_table_of_reservations_full_one_goes_when_another_ends(self, line, monkeypatch):
+        monkeypatch.setattr(admission, "OPEN_MAX", 2)
+        line.ask(60, "a")
+        line.ask(40, "b")
+        assert line.ask(10, "c") is None
+        line.ask(0, "d")
+        line.run("release", {"reservation": "w:a"})
+        assert line.granted == []
+        line.run("release", {"reservation": "w:b"})
+        assert line.granted == ["c"]
+
+
+class TestItsEnd:
+    def test_at_the_deadline_it_is_refused(self, line):
+        line.use(80)
+        line.ask(60, "b", wait_ms=1_000)
+        line.at(NOW_MS + 5_000)
+        answer = line.told["w", "b"]
+        assert (answer["granted"], answer["waited_ms"], answer["reservation"]) == (False, 1_000, None)
+        assert answer["retry_after_ms"] == 60_000
+        assert (line.taken(), line.ledger.limits.meters["l"].refused) == ((80, 0), 1)
+
+    def test_who_waited_only_for_others_is_told_how_long_they_may_take(self, line):
+        line.ask(80, "a")
+        line.ask(60, "b", wait_ms=600_000)
+        line.ask(10, "c", wait_ms=1_000)
+        line.at(NOW_MS + 1_000)
+        answer = line.told["w", "c"]
+        assert (answer["granted"], answer["limit"], answer["retry_after_ms"]) == (False, "l", 60_000)
+
+    def test_room_at_the_deadline_is_in_time(self, line):
+        line.use(80)
+        line.ask(60, "b", wait_ms=61_000)
+        line.at(NOW_MS + 70_000)
+        assert line.granted == ["b"]
+
+    def test_who_gives_up_takes_nothing_and_lets_the_next_one_go(self, line):
+        line.ask(80, "a")
+        line.ask(60, "b")
+        line.ask(20, "c")
+        assert line.run("release", {"reservation": "w:b"}) == {"released": True, "state": "released"}
+        assert line.told["w", "b"]["granted"] is False
+        assert line.granted == ["c"]
+
+    def test_to_ask_again_under_the_same_id_changes_nothing(self, line):
+        line.ask(80, "a")
+        assert line.ask(60, "b") is None
+        assert line.ask(60, "b") is None
+        line.run("release", {"reservation": "w:a"})
+        assert line.ask(60, "b") == line.told["w", "b"]
+        assert line.taken() == (0, 60)
+
+    def test_what_was_told_is_remembered_within_the_bound_of_all_answers(self, line):
+        line.ask(80, "a")
+        line.ask(60, "b")
+        line.run("release", {"reservation": "w:a"})
+        assert line.ledger.answers.get(("w", "b"))["granted"] is True
+        assert len(line.ledger.answers) < ANSWERS_MAX
+
+    @pytest.mark.parametrize("wait_ms", [-1, WAIT_MS_MAX + 1, 1.5, "1", None, True])
+    def test_a_wait_that_is_none_is_refused(self, line, wait_ms):
+        with pytest.raises(InvalidValue) as caught:
+            line.ask(1, "a", wait_ms=wait_ms)
+        assert caught.value.field == "wait_ms"
+
+
+class TestChangedLimits:
+    def test_a_limit_that_is_raised_helps_at_once(self, line):
+        line.ask(80, "a")
+        assert line.ask(60, "b") is None
+        line.run("put_limit", {"limit": Limit("l", 200).as_map()})
+        assert line.granted == ["b"]
+
+    def test_so_does_one_that_goes(self, line):
+        line.ask(80, "a")
+        assert line.ask(60, "b") is None
+        line.run("delete_limit", {"name": "l"})
+        assert line.granted == ["b"]
+
+    def test_a_new_one_holds_who_waits_too(self, line):
+        line.ask(80, "a")
+        assert line.ask(60, "b") is None
+        line.run("put_limit", {"limit": Limit("new", 50).as_map()})
+        line.run("release", {"reservation": "w:a"})
+        assert line.granted == []
+        line.run("put_limit", {"limit": Limit("new", 60).as_map()})
+        assert line.granted == ["b"]
+
+    def test_one_below_the_wish_refuses_it_at_its_deadline(self, line):
+        line.ask(80, "a")
+        line.ask(60, "b", wait_ms=1_000)
+        line.run("put_limit", {"limit": Limit("l", 50).as_map()})
+        line.at(NOW_MS + 1_000)
+        assert (line.told["w", "b"]["granted"], line.told["w", "b"]["never"]) == (False, True)
+
+
+class TestTurns:
+    def test_the_values_of_fair_by_take_turns(self):
+        line = Line(Limit("l", 10, fair_by=["agent"]))
+        line.ask(10, "first")
+        for number in range(3):
+            line.ask(10, f"a{number}", agent="a", wait_ms=600_000)
+        line.ask(10, "b0", agent="b", wait_ms=600_000)
+        line.ask(10, "b1", agent="b", wait_ms=600_000)
+        for _ in range(5):
+            line.run("release", {"reservation": f"w:{line.granted[-1] if line.granted else 'first'}"})
+        assert line.granted == ["a0", "b0", "a1", "b1", "a2"]
+
+    def test_who_asks_for_more_has_fewer_turns(self):
+        line = Line(Limit("l", 20, fair_by=["agent"]))
+        line.ask(20, "first")
+        for number in range(2):
+            line.ask(20, f"a{number}", agent="a", wait_ms=600_000)
+        for number in range(4):
+            line.ask(10, f"b{number}", agent="b", wait_ms=600_000)
+        line.run("release", {"reservation": "w:first"})
+        assert line.granted == ["b0"]  # b asks for half of it first
+        line.run("release", {"reservation": "w:b0"})
+        line.run("release", {"reservation": "w:a0"})
+        assert line.granted[:4] == ["b0", "a0", "b1", "b2"]
+
+    def test_without_it_it_is_first_come_first_served(self):
+        line = Line(Limit("l", 10))
+        line.ask(10, "first")
+        for name in ("a0", "a1", "b0"):
+            line.ask(10, name, agent=name[0], wait_ms=600_000)
+        for _ in range(3):
+            line.run("release", {"reservation": f"w:{line.granted[-1] if line.granted else 'first'}"})
+        assert line.granted == ["a0", "a1", "b0"]
+
+
+def busy_line(seed):
+    """Return a line in the middle of much to do, and the wishes still open."""
+    chance = random.Random(seed)
+    line = Line(
+        Limit("all", 200, fair_by=["agent"], on_expire="refund"),
+        Limit("each", 80, by=["agent"], kind="bucket", seconds=30),
+        Limit("open", 6, kind="concurrency"),
+    )
+    for number in range(60):
+        line.at(line.now_ms + chance.randrange(0, 2_000))
+        line.ask(
+            chance.randrange(1, 60), f"r{number}", wait_ms=chance.choice((0, 3_000, 30_000)), agent=chance.choice("abc")
+        )
+        if line.ledger.reservations.open and chance.random() < 0.5:
+            line.settle(chance.choice(list(line.ledger.reservations.open)), chance.randrange(0, 50), agent="a")
+    return line
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_state_comes_back_as_it_was_and_goes_on_alike(seed):
+    line = busy_line(seed)
+    assert line.ledger.admission.room
+    segments = {segment.name: list(segment.make()) for segment in Capture(line.ledger).segments()}
+    again = restore(segments)
+    assert plain(again.admission.dump()) == plain(line.ledger.admission.dump())
+    for ledger in (line.ledger, again):
+        ledger.advance(line.now_ms + 40_000)
+    assert again.admission.take_told() == line.ledger.admission.take_told() != []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_waits_ends_in_one_answer_and_no_limit_leaks(seed):
+    line = busy_line(seed)
+    line.at(line.now_ms + 700_000)
+    assert not line.ledger.admission.room
+    assert line.ledger.admission.waking_ms is None
+    assert not line.ledger.reservations.open
+    for name, scope in (("all", {}), ("open", {})):
+        assert line.taken(name, **scope)[1] == 0
+
+
+def test_when_log_time_moves_back_nobody_waits_longer_than_one_may(line):
+    line.use(80)
+    line.ask(60, "b", wait_ms=WAIT_MS_MAX)
+    line.ledger.time.now_ms = NOW_MS - 3_600_000
+    line.ledger.admission.set_back(NOW_MS - 3_600_000)
+    (waiter,) = line.ledger.admission.room.waiters.values()
+    assert waiter.wish.deadline_ms == NOW_MS - 3_600_000 + WAIT_MS_MAX
+    assert waiter.wish.asked_ms == NOW_MS - 3_600_000
+
+
+def test_usage_that_comes_in_one_read_is_granted_around_at_the_same_places_as_one_by_one():
+    def told(step):
+        line = Line(Limit("l", 100, seconds=6))
+        line.use(100)
+        line.ask(50, "w", wait_ms=600_000)
+        times = [NOW_MS + 1_000 * n for n in range(10)]
+        for begin in range(0, 10, step):
+            some = times[begin : begin + step]
+            line.ledger.apply(columns_of([event(1)] * len(some), log_ms=some, entries=list(range(len(some)))))
+        line.hear()
+        return line.told, line.ledger.limits.dump()
+
+    assert plain(told(1)) == plain(told(3)) == plain(told(10))

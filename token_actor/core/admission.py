@@ -1,0 +1,226 @@
+"""Admission: who is granted what, and when; reservations, those who wait for them, and time.
+
+Everything happens at a place in the log, in the order of log time: an expiry, somebody who waits and
+whose time has come, then the next entry. What gives quota back lets those who wait for it be looked
+at, in the same step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from token_actor.core.reservations import OPEN_MAX
+from token_actor.core.standings import shown
+from token_actor.core.waiting import WAIT_MS_MAX, WAITING_MAX, Waiter, WaitingRoom, Wish, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from token_actor.core.columns import Columns, Int64s
+    from token_actor.core.reservations import Reservations
+    from token_actor.core.series import SeriesTable
+    from token_actor.core.standings import Standing
+    from token_actor.core.waiting import Key, Order
+
+_NO_TIME: Final = 2**62  # when there will be room for what a limit never has room for, as it is now
+Told = tuple[str, str, dict[str, Any]]  # client, request id, answer
+
+
+class Admission:
+    """Decide over requests, at once or later. ``room`` holds those who wait."""
+
+    def __init__(self, reservations: Reservations) -> None:
+        """Start with nobody waiting."""
+        self.room = WaitingRoom()
+        self._reservations = reservations
+        self._told: list[Told] = []
+        self._version = 0
+
+    # --- time and direct usage -------------------------------------------------------------------
+
+    def count(self, series: SeriesTable, columns: Columns, rows: Int64s, log_ms: Int64s, events: Int64s | None) -> None:
+        """Count the ``events`` (indices; ``None`` means all) of a read against the limits.
+
+        ``rows`` and ``log_ms`` are those of all its events. Whatever happens by itself in between does so at its place.
+        """
+        limits = self._reservations.limits
+        if not limits and not self._reservations.open:
+            return
+        picked = np.arange(len(log_ms)) if events is None else events
+        start = 0
+        while start < len(log_ms):
+            self.advance(int(log_ms[start]))
+            stop = int(np.searchsorted(log_ms, min(self._next_ms(), limits.next_hour_ms)))
+            first, last = np.searchsorted(picked, (start, stop)).tolist()
+            if first < last:
+                limits.count(series, columns, rows, log_ms, picked[first:last])
+            start = stop
+
+    def _next_ms(self) -> int:
+        """Return when something happens by itself; later than the last ``advance``."""
+        times = [time for time in (self._reservations.due_ms(), self.room.next_ms) if time is not None]
+        return min(times, default=_NO_TIME)
+
+    def advance(self, log_ms: int) -> None:
+        """Let happen what is due by a log time."""
+        while (due_ms := self._next_ms()) <= log_ms:
+            if due_ms == self._reservations.due_ms():
+                self._reservations.expire_next()
+            else:
+                self._look(due_ms)
+            self.serve(due_ms)
+        self._reservations.limits.advance(log_ms)
+
+    @property
+    def waking_ms(self) -> int | None:
+        """Return the log time at which somebody who waits has to be looked at; ``None`` when nobody waits."""
+        return self._next_ms() if self.room else None
+
+    def set_back(self, now_ms: int) -> None:
+        """Go on from an earlier time: log time moves back to it. Nobody waits longer than one may at all."""
+        self._reservations.set_back(now_ms)
+        latest_ms = now_ms + WAIT_MS_MAX
+        self.room.begin_anew(
+            waiter._replace(
+                wish=waiter.wish._replace(
+                    asked_ms=min(waiter.wish.asked_ms, now_ms), deadline_ms=min(waiter.wish.deadline_ms, latest_ms)
+                ),
+                due_ms=now_ms,
+            )
+            for waiter in list(self.room.waiters.values())
+        )
+
+    # --- decisions -------------------------------------------------------------------------------
+
+    def ask(self, wish: Wish, now_ms: int) -> dict[str, Any] | None:
+        """Return the decision on a request, as a map; ``None`` when it waits, and will be told later.
+
+        It may wait until its ``deadline_ms``; that is not later than now when it does not want to.
+        """
+        standings = self._reservations.standings(wish.names, wish.estimate, now_ms)
+        wants_to_wait = wish.deadline_ms > now_ms
+        if not self.room and not wants_to_wait:  # the everyday case
+            return {**self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms), "waited_ms": 0}
+        order, values = self.room.next_order(standings, wish.names)
+        blocked, due_ms = self._blocked(standings, order, now_ms)
+        if not blocked:
+            return {**self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms), "waited_ms": 0}
+        never = any(standing.enforced and standing.never for standing in standings)
+        if not wants_to_wait or never or len(self.room) >= WAITING_MAX:
+            return self._refusal(wish, standings, blocked, due_ms, now_ms)
+        self.room.add(Waiter(wish, order, _keys_of(standings), blocked, due_ms), values)
+        return None
+
+    def _blocked(self, standings: Sequence[Standing], order: Order, now_ms: int) -> tuple[frozenset[Key], int]:
+        """Return the limits that lack room, or where others come first; and when there may be room."""
+        lacking = [standing for standing in standings if standing.enforced and not standing.fits]
+        behind = [
+            key_of(standing)
+            for standing in standings
+            if standing.enforced and standing.cost and standing.fits and self.room.has_before(key_of(standing), order)
+        ]
+        waits = [self._reservations.retry_after_ms(standing, now_ms) for standing in lacking]
+        if lacking:
+            due_ms = _NO_TIME if None in waits else now_ms + max(1, *filter(None, waits))
+        else:
+            due_ms = max((self.room.due_ms(key) for key in behind), default=now_ms)
+        return frozenset([*map(key_of, lacking), *behind]), due_ms
+
+    def _refusal(
+        self, wish: Wish, standings: Sequence[Standing], blocked: frozenset[Key], due_ms: int, now_ms: int
+    ) -> dict[str, Any]:
+        """Return what somebody is told who is refused, also if only because others come first."""
+        answer = self._reservations.refuse(standings, now_ms)
+        if answer["granted"]:
+            binding = next(standing for standing in standings if key_of(standing) in blocked)
+            binding.meter.refused += 1
+            wait_ms = max(1, due_ms - now_ms) if due_ms < _NO_TIME else wish.ttl_ms
+            answer = {**answer, **shown(binding), "granted": False, "retry_after_ms": wait_ms}
+        return {**answer, "reservation": None, "expires_ms": None, "waited_ms": now_ms - wish.asked_ms}
+
+    # --- those who wait --------------------------------------------------------------------------
+
+    def serve(self, now_ms: int) -> None:
+        """Look at those who wait for what has become free, or for limits that were changed."""
+        freed = self._reservations.take_freed()
+        version, self._version = self._version, self._reservations.limits.version
+        if not self.room:
+            return
+        if version != self._version:
+            self._reconsider(now_ms)
+        self.room.note_change(freed)
+        for key, reservations in self.room.changed():
+            for reservation in reservations:
+                waiter = self.room.waiters.get(reservation)
+                if waiter is None or self._try(waiter, now_ms):
+                    continue
+                if key in self.room.waiters[reservation].blocked:
+                    break  # nobody passes here
+
+    def _reconsider(self, now_ms: int) -> None:
+        """Look at everybody: what they need may be held against other limits."""
+        self.room.begin_anew(
+            waiter._replace(keys=_keys_of(self._standings(waiter.wish, now_ms)))
+            for waiter in self.room.waiters.values()
+        )
+        for waiter in sorted(self.room.waiters.values(), key=lambda waiter: waiter.order):
+            self._try(waiter, now_ms)
+
+    def _look(self, now_ms: int) -> None:
+        """Look at those whose time has come; refuse who has no more."""
+        for known in self.room.at(now_ms):
+            waiter = self.room.waiters.get(known.wish.reservation)
+            if waiter is not None and not self._try(waiter, now_ms) and waiter.wish.deadline_ms <= now_ms:
+                self._dismiss(self.room.waiters[waiter.wish.reservation], now_ms)
+
+    def _standings(self, wish: Wish, now_ms: int) -> list[Standing]:
+        return self._reservations.standings(wish.names, wish.estimate, now_ms)
+
+    def _try(self, waiter: Waiter, now_ms: int) -> bool:
+        """Grant what somebody waits for, if there is room; tell whether there was."""
+        wish = waiter.wish
+        standings = self._standings(wish, now_ms)
+        blocked, due_ms = self._blocked(standings, waiter.order, now_ms)
+        if len(self._reservations.open) >= OPEN_MAX:
+            blocked, due_ms = frozenset(waiter.keys), self._reservations.due_ms() or now_ms
+        if blocked:
+            self.room.block(waiter, blocked, max(due_ms, now_ms + 1))
+            return False
+        self.room.remove(wish.reservation, granted=True)
+        answer = self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms)
+        self._told.append((wish.client, wish.request_id, {**answer, "waited_ms": now_ms - wish.asked_ms}))
+        return True
+
+    def _dismiss(self, waiter: Waiter, now_ms: int) -> None:
+        """Refuse somebody who waits."""
+        wish = waiter.wish
+        self.room.remove(wish.reservation)
+        answer = self._refusal(wish, self._standings(wish, now_ms), waiter.blocked, waiter.due_ms, now_ms)
+        self._told.append((wish.client, wish.request_id, answer))
+
+    def give_up(self, reservation: str, now_ms: int) -> bool:
+        """Refuse somebody who does not want to wait any longer; tell whether it waited."""
+        waiter = self.room.waiters.get(reservation)
+        if waiter is not None:
+            self._dismiss(waiter, now_ms)
+        return waiter is not None
+
+    def take_told(self) -> list[Told]:
+        """Return what is to be told to those who waited, and forget it."""
+        told, self._told = self._told, []
+        return told
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state as plain values; what is to be told is taken before."""
+        return self.room.dump()
+
+    def restore(self, dumped: Mapping[str, Any]) -> None:
+        """Take over what ``dump`` returned; the limits must be restored before."""
+        self.room.restore(dumped)
+        self._version = self._reservations.limits.version
+
+
+def _keys_of(standings: Sequence[Standing]) -> tuple[Key, ...]:
+    return tuple(sorted(key_of(standing) for standing in standings if standing.enforced and standing.cost))

@@ -1,0 +1,234 @@
+"""Waiting for quota: who was refused and wants to wait is granted as soon as there is room, in order.
+
+Rules:
+
+* Nobody passes somebody who came before at a limit where that one lacks room. Past one who lacks room
+  elsewhere, others may go.
+* The order is that of arrival. Under a limit with ``fair_by`` each of its values takes turns, by what
+  share of the limit it asked for (self-clocked fair queueing: Golestani, 1994).
+* Whatever gives quota back lets those who wait for it be looked at again; so does the time at which
+  there will be room if nothing else happens. Both happen at a place in the log.
+* Who still waits at its deadline is refused.
+
+Bounds: ``WAITING_MAX`` wait; beyond that nobody may, and is refused as if it had not wanted to wait.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from token_actor.core.limits import Estimate
+from token_actor.core.usage import DIMENSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from token_actor.core.standings import Standing
+
+Key: TypeAlias = "tuple[int, str]"  # the number of a meter, and a value of ``by``
+Order: TypeAlias = "tuple[int, int]"  # the fair turn, and the number of arrival
+
+WAITING_MAX: Final = 4_096  # about 2 KB each, and a microsecond to look past
+WAIT_MS_MAX: Final = 600_000
+_SHARE: Final = 1_000_000  # turns are counted in millionths of a limit
+
+
+class Wish(NamedTuple):
+    """Hold what somebody waits for: who asked under which request id, for what, and until when."""
+
+    reservation: str
+    client: str
+    request_id: str
+    names: tuple[str, ...]
+    estimate: Estimate
+    ttl_ms: int
+    asked_ms: int
+    deadline_ms: int
+
+
+class Waiter(NamedTuple):
+    """Hold a wish, its turn, the limits it needs, those where it lacks room, and when there may be some."""
+
+    wish: Wish
+    order: Order
+    keys: tuple[Key, ...]
+    blocked: frozenset[Key]
+    due_ms: int
+
+
+class WaitingRoom:
+    """Keep those who wait in order, and know whom to look at when."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.waiters: dict[str, Waiter] = {}
+        self._needing: dict[Key, list[tuple[Order, str]]] = {}
+        self._changed: set[Key] = set()
+        self._times: list[tuple[int, int, str]] = []  # when to look at whom: lazily cleared
+        self._arrived = 0
+        self._turn = 0
+        self._turns: dict[tuple[Key, str], int] = {}
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self.waiters)
+
+    def needing(self, meter: int) -> int:
+        """Return how many wait who need the limit with this number."""
+        return sum(len(queue) for (number, _), queue in self._needing.items() if number == meter)
+
+    def next_order(self, standings: Iterable[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
+        """Return the turn of somebody who comes now, and the values of ``fair_by`` it counts for."""
+        turn, values = self._turn, []
+        for standing in standings:
+            limit = standing.meter.limit
+            if limit.fair_by and standing.cost:
+                value = "\x1f".join(names[DIMENSIONS.index(dimension)] for dimension in limit.fair_by)
+                place = (key_of(standing), value)
+                share = standing.cost * _SHARE // max(1, limit.capacity)
+                turn = max(turn, max(self._turn, self._turns.get(place, 0)) + share)
+                values.append(place)
+        return (turn, self._arrived), values
+
+    def has_before(self, key: Key, order: Order) -> bool:
+        """Tell whether somebody of an earlier turn lacks room at a limit."""
+        for earlier, reservation in self._needing.get(key, ()):
+            if earlier >= order:
+                return False
+            if key in self.waiters[reservation].blocked:
+                return True
+        return False
+
+    def due_ms(self, key: Key) -> int:
+        """Return when the first of those who lack room at a limit may have it."""
+        return next(self.waiters[each].due_ms for _, each in self._needing[key] if key in self.waiters[each].blocked)
+
+    def add(self, waiter: Waiter, values: Iterable[tuple[Key, str]] = ()) -> None:
+        """Let somebody wait; ``values`` are what its turn counts for."""
+        self._arrived += 1
+        for place in values:
+            self._turns[place] = waiter.order[0]
+        self._take(waiter)
+
+    def _take(self, waiter: Waiter) -> None:
+        self.waiters[waiter.wish.reservation] = waiter
+        for key in waiter.keys:
+            insort(self._needing.setdefault(key, []), (waiter.order, waiter.wish.reservation))
+        self._note_times(waiter)
+
+    def _note_times(self, waiter: Waiter) -> None:
+        when_ms = min(waiter.due_ms, waiter.wish.deadline_ms)
+        heappush(self._times, (when_ms, waiter.order[1], waiter.wish.reservation))
+
+    def block(self, waiter: Waiter, blocked: frozenset[Key], due_ms: int) -> None:
+        """Note where somebody lacks room, and when there may be some."""
+        known = waiter._replace(blocked=blocked, due_ms=due_ms)
+        self.waiters[waiter.wish.reservation] = known
+        self._note_times(known)
+
+    def remove(self, reservation: str, *, granted: bool = False) -> Waiter:
+        """Let somebody go; those who waited behind are looked at again."""
+        waiter = self.waiters.pop(reservation)
+        for key in waiter.keys:
+            queue = self._needing[key]
+            queue.pop(bisect_left(queue, (waiter.order, reservation)))
+            if not queue:
+                del self._needing[key]
+        self._changed.update(waiter.keys)
+        if granted:
+            self._turn = max(self._turn, waiter.order[0])
+        if not self.waiters:
+            self._times.clear()
+            self._turns.clear()
+        return waiter
+
+    def note_change(self, keys: Iterable[Key]) -> None:
+        """Note limits that may have more room now."""
+        if self.waiters:
+            self._changed.update(keys)
+
+    def changed(self) -> Iterator[tuple[Key, list[str]]]:
+        """Yield limits with more room, and who needs them, in order; until no limit is left."""
+        while self._changed:
+            key = min(self._changed)
+            self._changed.discard(key)
+            yield key, [reservation for _, reservation in self._needing.get(key, ())]
+
+    @property
+    def next_ms(self) -> int | None:
+        """Return when somebody has to be looked at; ``None`` when nobody waits."""
+        while self._times:
+            when_ms, _, reservation = self._times[0]
+            waiter = self.waiters.get(reservation)
+            if waiter is not None and when_ms == min(waiter.due_ms, waiter.wish.deadline_ms):
+                return when_ms
+            heappop(self._times)
+        return None
+
+    def at(self, when_ms: int) -> list[Waiter]:
+        """Return who has to be looked at by then, first come first."""
+        found = []
+        while (next_ms := self.next_ms) is not None and next_ms <= when_ms:
+            found.append(self.waiters[heappop(self._times)[2]])
+        return sorted(found, key=lambda waiter: waiter.order)
+
+    def begin_anew(self, waiters: Iterable[Waiter]) -> None:
+        """Keep the same people with other needs: limits have changed, or log time has moved back."""
+        waiters = list(waiters)
+        self.waiters.clear()
+        self._needing.clear()
+        self._times.clear()
+        for waiter in waiters:
+            self._take(waiter)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {
+            "waiters": [
+                [
+                    *wish[:3],
+                    list(wish.names),
+                    _plain(wish.estimate),
+                    *wish[5:],
+                    *order,
+                    _listed(keys),
+                    _listed(blocked),
+                    due,
+                ]
+                for wish, order, keys, blocked, due in self.waiters.values()
+            ],
+            "arrived": self._arrived,
+            "turn": self._turn,
+            "turns": [[*key, value, turn] for (key, value), turn in sorted(self._turns.items())],
+        }
+
+    def restore(self, dumped: Mapping[str, Any]) -> None:
+        """Take over what ``dump`` returned."""
+        for row in dumped["waiters"]:
+            reservation, client, request_id, names, estimate, ttl_ms, asked_ms, deadline_ms, *rest = row
+            series, tokens, kinds, cost_nanousd, requests = estimate
+            wanted = Estimate(series, tokens, tuple(kinds), cost_nanousd, requests)
+            wish = Wish(reservation, client, request_id, tuple(names), wanted, ttl_ms, asked_ms, deadline_ms)
+            turn, number, keys, blocked, due_ms = rest
+            self._take(Waiter(wish, (turn, number), _keys(keys), frozenset(_keys(blocked)), due_ms))
+        self._arrived, self._turn = dumped["arrived"], dumped["turn"]
+        self._turns = {((number, scope), value): turn for number, scope, value, turn in dumped["turns"]}
+
+
+def key_of(standing: Standing) -> Key:
+    """Return which counter a standing is about."""
+    return standing.meter.number, standing.meter.name_of(standing.scope)
+
+
+def _plain(estimate: Estimate) -> list[Any]:
+    return [estimate.series, estimate.tokens, list(estimate.kinds), *estimate[3:]]
+
+
+def _listed(keys: Iterable[Key]) -> list[list[Any]]:
+    return [list(key) for key in sorted(keys)]
+
+
+def _keys(listed: Iterable[Sequence[Any]]) -> tuple[Key, ...]:
+    return tuple((number, scope) for number, scope in listed)
