@@ -4,6 +4,8 @@
 to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
 """
 
+from token_actor.client.lease_blocks import LeasedCall
+from token_actor.client.leases import Lease
 from token_actor.client.limits import Reservation
 from token_actor.core.limits import Limit
 from token_actor.errors import (
@@ -28,6 +30,8 @@ __all__ = [
     "BufferFull",
     "InvalidQuestion",
     "InvalidValue",
+    "Lease",
+    "LeasedCall",
     "Limit",
     "LogUnavailable",
     "RateLimitExceeded",

@@ -281,6 +281,14 @@ class TestSafe:
         with pytest.raises(ActorUnavailable, match="to a call without an estimate"):
             client.outage.decide(away, {"tenant": "default"})
 
+    def test_calls_are_counted_without_an_estimate(self, fleet):
+        client = stopped(fleet, limit("safe", unit="requests"), timeout_s=SOON_S)
+
+        def away():
+            raise ActorUnavailable("away", timeout_s=SOON_S)
+
+        assert client.outage.decide(away, {"tenant": "default"})["granted"] is True
+
     def test_after_the_outage_the_shares_of_limits_that_changed_are_others(self, fleet):
         actor, client = put(fleet, limit("safe", 1_000), limit("safe", 100, name="gone"), timeout_s=SOON_S)
         client.put_limit(limit("safe", 2_000), timeout_s=10)

@@ -51,6 +51,27 @@ sys.stdin.readline()
 """
 
 
+LESSEE = """
+import os, sys, threading
+from token_actor import ActorUnavailable, RateLimited, TokenClient
+client = TokenClient(sys.argv[1], agent=sys.argv[2], timeout_s=20.0)
+lease = client.lease(ttl_s=0.3, held_s=2.0)
+while True:
+    try:
+        call = lease.reserve(7)
+    except RateLimited:
+        break
+    os.write(1, b"7\\n")  # granted
+    threading.Event().wait(0.001)
+    call.settle(7)
+    os.write(1, b"s\\n")  # settled
+client.flush()
+if sys.argv[2] == "a0":
+    threading.Event().wait()  # to be killed
+client.close()
+"""
+
+
 class World:
     """A server with its data, an actor process, and callers with spools."""
 
@@ -76,21 +97,23 @@ class World:
         process.kill()
         process.communicate()
 
+    def start(self, script, *arguments):
+        """Start a process that is told things, and tells."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.stack.callback(self.end, process)
+        return process
+
     def callers(self):
         """Start the callers; each has been granted something by the actor when this returns."""
         spool = str(self.folder / "spool")
-        callers = []
-        for number in range(CLIENTS):
-            callers.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", CALLER, self.url, f"a{number}", spool, str(OUTAGE_S), str(TIMEOUT_S)],
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            self.stack.callback(self.end, callers[-1])
+        terms = (spool, str(OUTAGE_S), str(TIMEOUT_S))
+        callers = [self.start(CALLER, self.url, f"a{number}", *terms) for number in range(CLIENTS)]
         for caller in callers:
             assert caller.stdout.readline() == "ready\n"
         return callers
@@ -149,3 +172,33 @@ def test_an_outage_grants_what_the_limit_says_and_all_of_it_is_counted(tmp_path,
         assert limit["top"][0]["used"] == expected
         asked = int(OUTAGE_S / TIMEOUT_S) * CLIENTS if what == "actor" else 0
         assert limit["top"][0]["reserved"] <= asked * TOKENS  # they are in the log, were carried out late, and expire
+
+
+def test_leases_grant_no_more_than_the_limit_when_clients_and_the_leader_are_killed(tmp_path):
+    with ExitStack() as stack:
+        world = World(tmp_path, stack)
+        client = stack.enter_context(TokenClient(world.url, timeout_s=30))
+        client.put_limit(Limit("l", 35_000, seconds=3_600))
+        world.start_actor()
+        lessees = [world.start(LESSEE, world.url, f"a{number}") for number in range(CLIENTS)]
+        begun = ["".join(lessee.stdout.readline() for _ in range(200)) for lessee in lessees]
+        world.fail("actor")
+        ends = [lessee.stdout.readline() for lessee in lessees]  # they go on, with what they hold and with another
+        lessees[0].send_signal(signal.SIGKILL)
+        said = [b + e + lessee.stdout.read() for b, e, lessee in zip(begun, ends, lessees, strict=True)]
+        assert [lessee.wait() for lessee in lessees] == [-signal.SIGKILL, 0, 0]
+
+        granted = 7 * sum(each.count("7") for each in said)
+        assert 7 * 300 <= granted <= 35_000
+
+        def at_rest():
+            client.record()  # moves the time of the log
+            (limit,) = client.limits()
+            return limit["top"][0]["reserved"] == 0
+
+        wait_until(at_rest)
+        (limit,) = client.limits()
+        assert granted <= limit["top"][0]["used"] <= 35_000
+        groups = {group["agent"]: group["requests"] for group in client.analytics(group_by=["agent"])["groups"]}
+        assert [groups["a1"], groups["a2"]] == [said[1].count("s"), said[2].count("s")]
+        assert groups["a0"] <= said[0].count("7")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
+
+from token_actor.errors import ClosedError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,7 +36,8 @@ class AsyncLease:
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Take no more calls, and give back what is held, as far as no call is open."""
-        await self._threads.run(self.lease.close, timeout_s)
+        with suppress(ClosedError):  # the client's: it has closed its leases
+            await self._threads.run(self.lease.close, timeout_s)
 
     async def __aenter__(self) -> Self:
         """Return the lease itself."""

@@ -69,9 +69,10 @@ class Keeper:
         try:
             while self._turn():
                 pass
-        finally:
+        except BaseException:
             with self._changed:
-                self._thread = None
+                self._thread = None  # the next one that holds something starts another
+            raise
 
     def _turn(self) -> bool:
         """Do what is due, and wait for more; tell whether anything is held."""
@@ -84,6 +85,7 @@ class Keeper:
                 return True
             self._holding -= {lease for lease, at in due_at.items() if at == inf}
             if not self._holding:
+                self._thread = None
                 return False
             wait_s = min(due_at[lease] for lease in self._holding) - monotonic()
             if wait_s > 0:

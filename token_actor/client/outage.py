@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 SILENCE_S: Final = 1.0  # a caller may wait for nothing once in so long
 COPY_S: Final = 1.0  # for the copy of the limits, which comes from an actor that has just answered
 PERIODS_S: Final = {"day": 86_400, "week": 7 * 86_400, "month": 31 * 86_400}  # the windows of calendar limits
+_COUNTED: Final = ("requests", CONCURRENCY)  # units that need no estimate
 
 log = logging.getLogger("token_actor.client")
 _outages: weakref.WeakSet[Outage] = weakref.WeakSet()
@@ -89,11 +90,11 @@ class _Place:
         """Return why nothing may be decided here for a call; ``None`` when it may."""
         if self.limits is None:
             return "its limits are not known here yet"
-        costs_known = any(name in arguments for name in MEASURES)
+        estimated = any(name in arguments for name in (*MEASURES, "cost_usd"))
         for limit in self.covering(estimate_of(_estimated(arguments)).series.split(SEPARATOR)):
             if limit.on_outage == "closed":
                 return f"limit {limit.name!r} is closed while the actor cannot be reached"
-            if limit.on_outage == "safe" and not costs_known:
+            if limit.on_outage == "safe" and not estimated and limit.unit not in _COUNTED:
                 return (
                     f"limit {limit.name!r} is closed, while the actor cannot be reached, to a call without an estimate"
                 )
