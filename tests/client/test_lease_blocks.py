@@ -167,12 +167,12 @@ class TestEndOfABlock:
             ended(face, calls(3))
         assert (face.said[1:], face.left) == ([("release", "kept")], calls(3))
 
-    @pytest.mark.parametrize(("name", "lives_on"), [("block", True), ("expired", False)])
-    def test_what_has_expired_is_given_back_by_nobody(self, name, lives_on):
+    @pytest.mark.parametrize(("name", "gone"), [("block", False), ("expired", True)])
+    def test_a_block_that_was_not_extended_is_gone_and_not_extended_again(self, name, gone):
         face = Face()
         block = Block(Held(name, face), calls(10), 0.0, 1.0, 60.0)
         Lender(face, Terms({}, 1.0, 60.0, 5.0)).extend(block)
-        assert (block.held_until < inf) is lives_on
+        assert (block.gone, block.held_until == inf) == (gone, gone)
 
 
 def test_a_deadline_that_has_passed_is_no_time_left():

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from decimal import Decimal
 
 import pytest
@@ -115,6 +116,14 @@ class TestDeciding:
             lease.reserve(1)
         assert (too_dear.value.limit, too_many.value.limit, len(calls)) == ("money", "calls", 3)
         assert (taken(client, "calls"), taken(client, "money")) == ((0, 3), (0, 750_000_000))
+
+    def test_costs_are_taken_from_what_is_held_too(self, client):
+        client.put_limit(Limit("money", 10**9, unit="cost_nanousd", seconds=3_600))
+        lease = client.lease(ttl_s=LONG_S)
+        for _ in range(20):
+            lease.reserve(1, cost_usd="0.001").settle(cost_usd="0.001")
+        assert lease.try_reserve(1, cost_usd="0.001") is not None
+        assert lease.try_reserve(1, cost_usd="0.9") is None
 
     def test_a_block_leaves_half_of_what_remains_to_others(self, fleet, client):
         lease = client.lease(ttl_s=LONG_S)
@@ -269,6 +278,58 @@ class TestLife:
         assert taken(client) == (0, 10)
         call.settle(10)
         wait_until(lambda: taken(client) == (10, 0))
+
+    def test_a_block_that_expired_on_the_actor_is_not_given_back(self, client):
+        commands = Commands(client)
+        lease = client.lease(ttl_s=0.1, held_s=2.0)
+        call = lease.reserve(10)
+        (block,) = lease._blocks
+        block.reservation.settle(10)  # the actor's clock ran ahead, say
+        wait_until(lambda: commands.of("extend") and block.gone)
+        call.settle(1)
+        wait_until(lambda: client._keeper._thread is None)
+        assert (commands.of("release"), taken(client)) == ([], (11, 0))
+
+    def test_an_outage_does_not_let_go_of_the_block_of_an_open_call(self, fleet, client, caplog):
+        other = fleet.client(agent="b", timeout_s=0.2)
+        lease = other.lease(ttl_s=0.1, held_s=10.0)
+        call = lease.reserve(10)
+        (block,) = lease._blocks
+        fleet.go_away()
+        block.held_until -= 8.0  # so much time has passed
+        wait_until(lambda: "lease_failed" in [getattr(record, "action", None) for record in caplog.records])
+        fleet.come_back()
+        wait_until(lambda: block.held_until - time.monotonic() > 5.0)
+        call.settle(1)
+        wait_until(lambda: taken(client) == (1, 0))
+
+    @pytest.mark.parametrize(
+        ("problem", "logged"),
+        [
+            (ActorUnavailable("away", timeout_s=1), 1),
+            (RateLimited("no", retry_after_s=9, limit="l", used=1, reserved=0, remaining=0), 0),
+        ],
+    )
+    def test_a_block_that_cannot_be_had_ahead_of_need_is_not_asked_for_again_at_once(
+        self, client, caplog, problem, logged
+    ):
+        refused = []
+
+        def refuse(*arguments):
+            refused.append(threading.current_thread().name)
+            raise problem
+
+        lease = client.lease(ttl_s=LONG_S)
+        grown(lease)
+        grant, lease._lender.grant = lease._lender.grant, refuse
+        wait_until(lambda: lease.try_reserve(1) is None or refused)
+        wait_until(lambda: refused)
+        for _ in range(3):
+            client._keeper.wake()
+            taken(client)
+        assert refused == ["token-actor-leases"]
+        assert [record.message[:14] for record in caplog.records] == ["The next block"] * logged
+        lease._lender.grant = grant
 
     def test_a_closed_lease_takes_no_call_and_holds_nothing_without_open_ones(self, client):
         lease = client.lease(ttl_s=LONG_S)

@@ -250,6 +250,18 @@ class TestSafe:
         with pytest.raises(RateLimited):
             client.reserve(1)
 
+    def test_what_is_open_at_once_is_given_back_by_its_expiry(self, fleet):
+        client = stopped(fleet, limit("safe", 100, kind="concurrency"), timeout_s=SOON_S)
+        client.reserve(ttl_s=0.05)
+
+        def granted():
+            try:
+                return client.reserve()
+            except RateLimited:
+                return None
+
+        wait_until(granted)
+
     def test_the_share_is_of_any_window_of_the_limit(self, fleet):
         client = stopped(fleet, limit("safe", 1_000, seconds=0.6), timeout_s=SOON_S)
         client.reserve(10)

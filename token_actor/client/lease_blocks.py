@@ -69,12 +69,14 @@ class Block:
     Times are of the monotonic clock, counted from before it was asked for. It grants until ``until``; from
     ``low_at`` on, or with less than half left, the next one is asked for. The actor may let it expire at
     ``held_until``. ``open`` calls have not ended; ``left`` is what those were estimated at that ended without
-    a word of what they used. Once it is ``ending``, nothing is taken of it.
+    a word of what they used. Once it is ``ending``, nothing is taken of it; once it
+    is ``gone``, it has expired on the actor, and is nobody's to give back.
     """
 
     __slots__ = (
         "calls",
         "ending",
+        "gone",
         "held_until",
         "left",
         "low_at",
@@ -96,7 +98,7 @@ class Block:
         self.low_tokens, self.low_calls = whole.tokens // 2, whole.calls // 2
         self.low_at, self.until, self.held_until = asked_at + ttl_s / 2, asked_at + ttl_s, asked_at + held_s
         self.open = 0
-        self.ending = False
+        self.ending = self.gone = False
         self.left = NOTHING
 
     def take(self, amount: Amount) -> None:

@@ -63,8 +63,8 @@ class Lender:
     def extend(self, block: Block) -> None:
         """Let a block live on, unless it has expired: then there is nothing to give back any more."""
         asked_at = monotonic()
-        extended = self._face.extend(block.reservation, self._terms.held_s)
-        block.held_until = asked_at + self._terms.held_s if extended else inf
+        block.gone = not self._face.extend(block.reservation, self._terms.held_s)
+        block.held_until = inf if block.gone else asked_at + self._terms.held_s
 
     def end(self, block: Block, timeout_s: float) -> None:
         """Give a block back, but for what the calls that were left without a word were estimated at."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 LEASE_S: Final = 1.0  # how late a decision may be; a hundred round trips, and what a client takes in it is little
 RETRY_S: Final = 1.0  # after the actor did not answer
+LOOK_S: Final = 5.0  # how late it may be known that nobody holds a call any more
 
 log = logging.getLogger("token_actor.client")
 
@@ -71,7 +72,8 @@ class Lease:
         self._demand = Demand(self._ttl_s)
         self._taken_before = NOTHING  # of blocks that are over
         self._wanting = False
-        self._again_at = 0.0  # after a failure, nothing is asked for earlier than this
+        self._again_at = 0.0  # after a failure, nobody is asked for anything earlier than this
+        self._renew_at = 0.0  # after a refusal, no block is asked for ahead of need earlier than this
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
@@ -220,7 +222,7 @@ class Lease:
         ended = 0
         try:
             while ready and monotonic() >= self._again_at:
-                if monotonic() < ready[0].held_until:  # else it has expired, or will before this is heard
+                if not ready[0].gone and monotonic() < ready[0].held_until:  # else it has expired
                     self._lender.end(ready[0], max(0.0, deadline.left_s))
                 ready.popleft()
                 ended += 1
@@ -253,7 +255,7 @@ class Lease:
                 and self._taken().calls > self._demand.seen.calls + 1  # a single call is no demand
                 and (newest is None or newest.is_low(now))
             )
-            if not self._wanting or now < self._again_at:
+            if not self._wanting or now < max(self._again_at, self._renew_at):
                 return
             if not self._fetching.acquire(blocking=False):
                 self._wanting = False  # somebody asks for one already
@@ -261,7 +263,7 @@ class Lease:
         try:
             block = self._fetch(NOTHING, self._deadline(None))
         except RateLimited as refused:
-            self._again_at = monotonic() + min(self._ttl_s, refused.retry_after_s or self._ttl_s)
+            self._renew_at = monotonic() + min(self._ttl_s, refused.retry_after_s or self._ttl_s)
         except ClosedError:
             raise
         except TokenActorError as problem:
@@ -283,10 +285,14 @@ class Lease:
             now = monotonic()
             times = [block.until for block in self._blocks]
             times += [block.low_at for block in self._blocks[-1:] if block.low_at > now]
-            times += [block.held_until - self._held_s / 2 for block in [*self._blocks, *self._ending] if block.open]
-            if self._wanting or any(not block.open for block in self._ending):
-                times.append(self._again_at)
-            return max(min(times, default=inf), self._again_at if times else 0.0)
+            held_until = [block.held_until for block in [*self._blocks, *self._ending] if block.open]
+            times += [max(self._again_at, at - self._held_s / 2) for at in held_until]
+            times += [self._again_at for block in self._ending if not block.open]
+            if self._wanting:
+                times.append(max(self._again_at, self._renew_at))
+            if held_until or self._ending:
+                times.append(now + LOOK_S)  # whether a call was dropped
+            return min(times, default=inf)
 
     # --- the end of calls, and of the lease ------------------------------------------------------------
 
