@@ -49,7 +49,7 @@ MADE: Any = (
     (ActorUnavailable("m", timeout_s=1.5), "m", {"timeout_s": 1.5}),
     (LogUnavailable("m", timeout_s=1.5, pending=3), "m", {"timeout_s": 1.5, "pending": 3}),
     (RateLimited("m", retry_after_s=None, limit="l", used=1, reserved=2, remaining=3), "m",
-     {"retry_after_s": None, "limit": "l", "used": 1, "reserved": 2, "remaining": 3}),
+     {"retry_after_s": None, "limit": "l", "used": 1, "reserved": 2, "remaining": 3, "degraded": False}),
     (BufferFull("m", pending=3), "m", {"pending": 3}),
     (SpoolFull("m", pending=3), "m", {"pending": 3}),
     (SpoolError("m"), "m", {}),

@@ -47,6 +47,8 @@ def test_the_public_names():
         "BufferFull",
         "InvalidQuestion",
         "InvalidValue",
+        "Lease",
+        "LeasedCall",
         "Limit",
         "LogUnavailable",
         "RateLimitExceeded",

@@ -4,6 +4,8 @@
 to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
 """
 
+from token_actor.client.lease_blocks import LeasedCall
+from token_actor.client.leases import Lease
 from token_actor.client.limits import Reservation
 from token_actor.core.limit_headers import decision_of, rate_limit_headers, vendor_headers
 from token_actor.core.limits import Limit
@@ -30,6 +32,8 @@ __all__ = [
     "BufferFull",
     "InvalidQuestion",
     "InvalidValue",
+    "Lease",
+    "LeasedCall",
     "Limit",
     "LogUnavailable",
     "RateLimitExceeded",

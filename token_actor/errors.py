@@ -107,11 +107,20 @@ class RateLimited(TokenActorError):  # noqa: N818 - the name is part of the publ
     """Say that ``limit`` has no room for a call now, and when to try again.
 
     ``retry_after_s`` is how long to wait if nobody else uses or gives back anything, ``None`` when the
-    call can never fit. ``used``, ``reserved`` and ``remaining`` are in the unit of the limit.
+    call can never fit. ``used``, ``reserved`` and ``remaining`` are in the unit of the limit. ``degraded``
+    says that the actor could not be reached, and the figures are those of what this process may grant.
     """
 
-    def __init__(
-        self, message: str, *, retry_after_s: float | None, limit: str, used: int, reserved: int, remaining: int
+    def __init__(  # noqa: PLR0913 - the figures of a decision
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None,
+        limit: str,
+        used: int,
+        reserved: int,
+        remaining: int,
+        degraded: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -119,6 +128,7 @@ class RateLimited(TokenActorError):  # noqa: N818 - the name is part of the publ
         self.used = used
         self.reserved = reserved
         self.remaining = remaining
+        self.degraded = degraded
 
 
 class BufferFull(TokenActorError):  # noqa: N818 - reads as a sentence where it is raised

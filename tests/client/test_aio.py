@@ -16,7 +16,7 @@ from token_actor.client.manager import SharedTokenManager
 from token_actor.client.sync import SyncFace
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, LogUnavailable
 
-PLAIN = {"record", "manager"}  # they never wait, so they are plain calls
+PLAIN = {"record", "manager", "lease"}  # they never wait, so they are plain calls
 GENERATORS = {"pages"}
 
 

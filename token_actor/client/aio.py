@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from token_actor.client.aio_notices import AsyncNotices
 from token_actor.client.deadline import made_at
+from token_actor.client.lease_aio import AsyncLease
 from token_actor.client.sync import SyncFace
 from token_actor.errors import ClosedError
 
@@ -178,6 +179,10 @@ class AsyncFace(AsyncNotices):
         """Take quota for one call. Raises ``RateLimited`` when a limit has no room."""
         return AsyncReservation(await self._threads.run(self._sync.reserve, tokens, **call), self._threads)
 
+    def lease(self, **more: Any) -> AsyncLease:  # noqa: ANN401 - see SyncFace
+        """Return what grants calls without the network. Waits for nothing, so it is a plain call."""
+        return AsyncLease(self._sync.lease(**more), self._threads)
+
     async def settle(
         self,
         reservation: AsyncReservation | str,
@@ -228,6 +233,7 @@ class AsyncReservation:
         self.reservation = reservation
         self.id = reservation.id
         self.decision = reservation.decision
+        self.degraded = reservation.degraded
         self.expires_at = reservation.expires_at
         self._threads = threads
 

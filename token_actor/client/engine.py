@@ -46,6 +46,7 @@ class Engine:
         self.settings = settings
         self._connector = connector
         self._closed = False
+        self.before_close: list[Callable[[float], None]] = []  # each is given the seconds it may take
         self._begin()
         if settings.spool_dir is not None:
             self._sender.start()  # there may be something in the spool that nobody else will send
@@ -54,6 +55,7 @@ class Engine:
     def _begin(self) -> None:
         self._sender = sender.Sender(self._connector, self.settings)
         self._lines = LinePool(self._connector, client=uuid.uuid4().hex, lines_max=self.settings.lines_max)
+        self._partitions: int | None = None
         self._watches: set[Watch] = set()
         self._retirement = weakref.finalize(self, _retire, self._sender, self._watches)
         self._retirement.atexit = False
@@ -76,6 +78,10 @@ class Engine:
     def pending(self) -> int:
         """Return how many recorded events are not known to be in the log."""
         return self._sender.pending
+
+    def partition(self, tenant: str) -> int | None:
+        """Return the partition that a tenant lives in; ``None`` before anything has been asked."""
+        return None if self._partitions is None else _partition(self._partitions, tenant)
 
     def record(self, event: Event) -> None:
         """Take one event. Waits for room in a full spool only. Raises ``BufferFull``, ``ClosedError``."""
@@ -198,6 +204,7 @@ class Engine:
                 "start 'token-actor serve'",
                 timeout_s=deadline.timeout_s,
             )
+        self._partitions = partitions
         return Keys(self.settings.namespace, _partition(partitions, tenant))
 
     def _await_partitions(self, connection: Connection, deadline: Deadline) -> int | None:
@@ -233,6 +240,8 @@ class Engine:
         deadline = self._deadline_of(timeout_s)
         if self._closed:
             return
+        for finish in self.before_close:
+            finish(max(0.0, deadline.left_s) / 2)  # the other half is for what was recorded
         self._closed = True
         try:
             self._sender.close(deadline)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from token_actor.client.outage import Outage
 from token_actor.client.questions import Questions, tenant_of
 from token_actor.client.recording import make_event
 from token_actor.core.killing import is_killed, kill_limit
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from token_actor.client.engine import Engine
     from token_actor.core.limits import Limit
 
 
@@ -28,6 +31,11 @@ class Limits(Questions):
     may still be carried out then. A limit without a tenant covers all tenants, and can only be put
     where there is one partition.
     """
+
+    def __init__(self, engine: Engine) -> None:
+        """Use ``engine`` for everything."""
+        super().__init__(engine)
+        self.outage = Outage(engine)
 
     def put_limit(self, limit: Limit, *, timeout_s: float | None = None) -> bool:
         """Put a limit in force for the whole fleet at once; return whether it goes on with former counters.
@@ -97,15 +105,16 @@ class Limits(Questions):
         it is what the last calls of this agent and model used; ``decision["estimate"]`` tells. Dimensions go
         before the client's own. What is not settled within ``ttl_s`` expires as each limit says. Raises
         ``RateLimited`` when a limit has no room, ``InvalidValue`` (a ``ValueError``) naming the argument.
+        While the actor cannot be reached it is decided as ``on_outage`` of the limits says, and is ``degraded``.
         """
         names, counts = self._call(tokens, call)
         wait_ms = _whole_ms("wait_s", wait_s, 0, WAIT_MS_MAX)
         arguments = {**names, **counts, "ttl_ms": check_ttl("ttl_s", ttl_s), "wait_ms": wait_ms}
         if timeout_s is None:
             timeout_s = self._engine.settings.timeout_s
-        answer = self._engine.command(
-            "reserve", arguments, tenant=names["tenant"], timeout_s=timeout_s + wait_ms / 1000
-        )
+        by_s = timeout_s + wait_ms / 1000
+        ask = partial(self._engine.command, "reserve", arguments, tenant=names["tenant"], timeout_s=by_s)
+        answer = self.outage.decide(ask, arguments)
         if not answer["granted"]:
             raise refusal(answer)
         return Reservation(self, answer, names)
@@ -129,7 +138,10 @@ class Limits(Questions):
         names = self._names(reservation)
         given: dict[str, Any] = {"input_tokens": input_tokens, "output_tokens": output_tokens}
         given.update((name, value) for name, value in more.items() if value is not None)
-        at_ms = make_event(names, **given).timestamp_ms
+        made = make_event(names, **given)
+        if self.outage.holds(_id(reservation)):
+            return self.outage.settle(_id(reservation), partial(self._engine.record, made))
+        at_ms = made.timestamp_ms
         event = {**names, **given, "timestamp": (at_ms or 0) / 1000}
         if isinstance(event.get("cost_usd"), Decimal):
             event["cost_usd"] = str(event["cost_usd"])
@@ -162,8 +174,10 @@ class Limits(Questions):
         timeout_s: float | None,
         event: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Send a command about a reservation to where its tenant is."""
-        name = reservation.id if isinstance(reservation, Reservation) else reservation
+        """Send a command about a reservation to where its tenant is, or here if it was granted here."""
+        name = _id(reservation)
+        if self.outage.holds(name):
+            return self.outage.tell(operation, name, arguments)
         tenant = tenant_of(self._names(reservation), tenant)
         arguments = {**arguments, "reservation": name}
         return dict(self._engine.command(operation, arguments, tenant=tenant, event=event, timeout_s=timeout_s))
@@ -196,6 +210,11 @@ class Reservation:
         self.names = names
         self._limits = limits
         self._ended = False
+
+    @property
+    def degraded(self) -> bool:
+        """Tell whether it was granted here, because the actor could not be reached."""
+        return bool(self.decision["degraded"])
 
     @property
     def expires_at(self) -> float:
@@ -240,6 +259,10 @@ class Reservation:
         return f"Reservation({self.id!r})"
 
 
+def _id(reservation: Reservation | str) -> str:
+    return reservation.id if isinstance(reservation, Reservation) else reservation
+
+
 def refusal(answer: Mapping[str, Any]) -> RateLimited:
     """Return the error that says what refused a call, and when to try again."""
     wait_ms = answer["retry_after_ms"]
@@ -254,6 +277,7 @@ def refusal(answer: Mapping[str, Any]) -> RateLimited:
         used=answer["used"],
         reserved=answer["reserved"],
         remaining=answer["remaining"],
+        degraded=answer["degraded"],
     )
 
 

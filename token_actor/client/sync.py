@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from token_actor.client.lease_keeper import Keeper
+from token_actor.client.lease_lender import Terms
+from token_actor.client.leases import LEASE_S, Lease
+from token_actor.client.limits import check_ttl
 from token_actor.client.manager import SharedTokenManager
 from token_actor.client.notices import Notices
 from token_actor.client.observed import ObservedLimits
 from token_actor.client.questions import tenant_of
 from token_actor.client.recording import make_event
 from token_actor.core.analytics import SessionRules
+from token_actor.core.reservations import TTL_MS
 from token_actor.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -27,6 +32,8 @@ class SyncFace(ObservedLimits, Notices):
     def __init__(self, engine: Engine) -> None:
         """Show the face of ``engine``."""
         super().__init__(engine)
+        self._keeper = Keeper()
+        engine.before_close.append(self._keeper.close)
 
     def record(
         self,
@@ -78,6 +85,21 @@ class SyncFace(ObservedLimits, Notices):
     def pending(self) -> int:
         """Return how many recorded events are not known to be in the log."""
         return self._engine.pending
+
+    def lease(self, *, ttl_s: float = LEASE_S, held_s: float = TTL_MS / 1000, **dimensions: str) -> Lease:
+        """Return what grants calls of these dimensions without the network; see ``Lease``. Waits for nothing.
+
+        No decision is older than ``ttl_s``. What it holds when this process dies expires after ``held_s``, as
+        each limit says. Raises ``InvalidValue`` naming the argument.
+        """
+        ttl_ms, held_ms = check_ttl("ttl_s", ttl_s), check_ttl("held_s", held_s)
+        if held_ms < ttl_ms:
+            raise InvalidValue("held_s", f"must be at least ttl_s, not {held_s!r}")
+        names, _ = self._call(0, dimensions)
+        terms = Terms(names, ttl_ms / 1000, held_ms / 1000, self._engine.settings.timeout_s)
+        lease = Lease(self, self._keeper, terms)
+        self._keeper.add(lease)
+        return lease
 
     def manager(
         self,
