@@ -9,7 +9,7 @@ of an agent needs. How each library is told so:
 * ``pyrate-limiter``: all rules are rates of one bucket, so a decision is one call of one script. This works for
   rules of one scope alone, as here. For rules of several scopes (an organisation's, a model's, an agent's) it takes
   a bucket and a call for each, as with the others: that is ``each``. Its log keeps an entry per token, ``GCRA`` a
-  number per rule.
+  number per rule, of which nothing ever has to be cleared away.
 * ``token-actor``: one ``reserve`` over all of them.
 
 The foreign libraries are imported where they are used, so that this file can be read without them.
@@ -131,19 +131,23 @@ def _throttled(kind: str, url: str, rules: Sequence[Rule]) -> Deciding:
 
 def pyrate_log(url: str, rules: Sequence[Rule]) -> Deciding:
     """Keep an entry for each token, which is exact."""
-    from pyrate_limiter import RedisBucket  # noqa: PLC0415
+    from pyrate_limiter import Limiter, RedisBucket  # noqa: PLC0415
 
-    return _pyrate(lambda rates, client, scope: RedisBucket.init(rates, client, f"log:{scope}"), url, rules)
+    def limiter(rates: Any, client: redis.Redis, scope: str) -> Any:  # noqa: ANN401 - of a library
+        return Limiter(RedisBucket.init(rates, client, f"log:{scope}"))
+
+    return _pyrate(limiter, url, rules)
 
 
 def pyrate_gcra(url: str, rules: Sequence[Rule], prefix: str = "gcra") -> Deciding:
     """Keep a number for each rate of a bucket."""
-    from pyrate_limiter import GCRA, RedisStateStore, StateBucket  # noqa: PLC0415
+    from pyrate_limiter import GCRA, Limiter, RedisStateStore, SingleBucketFactory, StateBucket  # noqa: PLC0415
 
-    def bucket(rates: Any, client: redis.Redis, scope: str) -> Any:  # noqa: ANN401 - of a library
-        return StateBucket(rates, algorithm=GCRA(), store=RedisStateStore(client, f"{prefix}:{scope}"))
+    def limiter(rates: Any, client: redis.Redis, scope: str) -> Any:  # noqa: ANN401 - of a library
+        bucket = StateBucket(rates, algorithm=GCRA(), store=RedisStateStore(client, f"{prefix}:{scope}"))
+        return Limiter(SingleBucketFactory(bucket, schedule_leak=False))
 
-    return _pyrate(bucket, url, rules)
+    return _pyrate(limiter, url, rules)
 
 
 def pyrate_gcra_each(url: str, rules: Sequence[Rule]) -> Deciding:
@@ -157,8 +161,8 @@ def pyrate_gcra_each(url: str, rules: Sequence[Rule]) -> Deciding:
     return Deciding(lambda scope: all(one.decide(scope) for one in each), close)
 
 
-def _pyrate(bucket: Callable[[Any, redis.Redis, str], Any], url: str, rules: Sequence[Rule]) -> Deciding:
-    from pyrate_limiter import Limiter, Rate  # noqa: PLC0415
+def _pyrate(limiter: Callable[[Any, redis.Redis, str], Any], url: str, rules: Sequence[Rule]) -> Deciding:
+    from pyrate_limiter import Rate  # noqa: PLC0415
 
     client = redis.Redis.from_url(url)
     rates = [Rate(rule.amount, rule.seconds * 1_000) for rule in sorted(rules, key=lambda rule: rule.seconds)]
@@ -166,12 +170,12 @@ def _pyrate(bucket: Callable[[Any, redis.Redis, str], Any], url: str, rules: Seq
 
     def decide(scope: str) -> bool:
         if scope not in limiters:
-            limiters[scope] = Limiter(bucket(rates, client, scope))
+            limiters[scope] = limiter(rates, client, scope)
         return bool(limiters[scope].try_acquire(scope, weight=COST, blocking=False))
 
     def close() -> None:
-        for limiter in limiters.values():
-            limiter.close()
+        for each in limiters.values():
+            each.close()
         client.close()
 
     return Deciding(decide, close)

@@ -270,18 +270,30 @@ def over_admission(url: str, rounds: int) -> dict[str, dict[str, float]]:
 def measure(scale: float) -> dict[str, Any]:
     """Return every figure; ``scale`` makes the run shorter or longer."""
     document: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()}
-    rounds = max(5, int(ROUNDS * scale))
-    with stage() as (url, _):
-        document["latency"] = {count: latency(url, RULES[:count], rounds) for count in RULE_COUNTS}
-    document["rates"] = {}
-    with stage() as (url, _):
-        for clients in CLIENTS:
-            document["rates"][clients] = {count: rates(url, RULES[:count], clients) for count in RULE_COUNTS}
-    document["memory"] = memory()
-    with stage() as (url, _):
-        document["over_admission"] = over_admission(url, max(1, int(TIGHT_ROUNDS * scale)))
+    for name, phase in PHASES.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        document[name] = phase(scale)
     document["load_after"] = os.getloadavg()
     return document
+
+
+def _latencies(scale: float) -> dict[int, Any]:
+    with stage() as (url, _):
+        return {count: latency(url, RULES[:count], max(5, int(ROUNDS * scale))) for count in RULE_COUNTS}
+
+
+def _all_rates(scale: float) -> dict[int, Any]:
+    del scale
+    with stage() as (url, _):
+        return {clients: {count: rates(url, RULES[:count], clients) for count in RULE_COUNTS} for clients in CLIENTS}
+
+
+def _over(scale: float) -> dict[str, Any]:
+    with stage() as (url, _):
+        return over_admission(url, max(1, int(TIGHT_ROUNDS * scale)))
+
+
+PHASES: Final = {"latency": _latencies, "rates": _all_rates, "memory": lambda _: memory(), "over_admission": _over}
 
 
 def machine() -> dict[str, Any]:

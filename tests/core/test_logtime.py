@@ -72,7 +72,6 @@ class TestIds:
         assert read(whole, *ids) == [time for part in parts for time in part]
         assert whole.dump() == cut.dump()
 
-
     @given(
         st.lists(st.integers(-LEAP_MS_MAX, 3 * LEAP_MS_MAX), min_size=1, max_size=30),
         st.integers(-YEAR_MS, YEAR_MS),
