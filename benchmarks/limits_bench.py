@@ -23,8 +23,8 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,11 +34,10 @@ import redis
 
 from benchmarks.limiters import COST, EVERYBODY, NAMESPACE, OTHERS, OURS, SLOW, Rule, in_force
 from token_actor.embedded import EmbeddedServer
-from token_actor.service import TokenClient, actor_settings, connector_of, run_actor
+from token_actor.service import TokenClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from multiprocessing.process import BaseProcess
 
 AMPLE: Final = 10**12  # tokens: nothing is refused while latency and rates are measured
 RULES: Final = [Rule(AMPLE * place, seconds) for place, seconds in enumerate((60, 300, 900, 3_600, 86_400), 1)]
@@ -62,28 +61,24 @@ _fork = multiprocessing.get_context("fork")
 # --- the stage -------------------------------------------------------------------------------------
 
 
-def _serve(url: str) -> None:
-    run_actor(connector_of(url), actor_settings(NAMESPACE), threading.Event())
-
-
 @contextmanager
-def stage(*, actor: bool = True) -> Iterator[tuple[str, BaseProcess | None]]:
-    """Run a server, and an actor in a process of its own; yield the address, and the actor."""
+def stage(*, actor: bool = True) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
+    """Run a server, and an actor as people do; yield the address, and the actor."""
     with EmbeddedServer() as server:
-        process = _fork.Process(target=_serve, args=(server.url,)) if actor else None
+        argv = [sys.executable, "-m", "token_actor", "serve", "--redis", server.url, "--namespace", NAMESPACE]
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL) if actor else None
         try:
             if process is not None:
-                process.start()
-                with TokenClient(server.url, namespace=NAMESPACE, timeout_s=10) as client:
+                with TokenClient(server.url, namespace=NAMESPACE, timeout_s=30) as client:
                     client.status()
             yield server.url, process
         finally:
             if process is not None:
                 process.kill()
-                process.join()
+                process.wait()
 
 
-def rss_bytes(process: BaseProcess) -> int:
+def rss_bytes(process: subprocess.Popen[bytes]) -> int:
     """Return the resident memory of a process."""
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
