@@ -10,7 +10,8 @@ of an agent needs. How each library is told so:
   rules of one scope alone, as here. For rules of several scopes (an organisation's, a model's, an agent's) it takes
   a bucket and a call for each, as with the others: that is ``each``. Its log keeps an entry per token, ``GCRA`` a
   number per rule, of which nothing ever has to be cleared away.
-* ``token-actor``: one ``reserve`` over all of them.
+* ``token-actor``: one ``reserve`` over all of them, or a lease, which decides from a block of quota that the client
+  holds. What a lease has granted is released where nothing is ever full, and settled where windows are counted.
 
 The foreign libraries are imported where they are used, so that this file can be read without them.
 """
@@ -44,10 +45,14 @@ class Rule(NamedTuple):
 
 
 class Deciding(NamedTuple):
-    """Decide for a scope, and let go of the connections at the end."""
+    """Decide for a scope, and let go of the connections at the end.
+
+    ``after`` ends what was granted last; it is no part of the decision.
+    """
 
     decide: Callable[[str], bool]
     close: Callable[[], None]
+    after: Callable[[], None] | None = None
 
 
 Contestant: TypeAlias = "Callable[[str, Sequence[Rule]], Deciding]"
@@ -209,6 +214,43 @@ def reserve_and_settle(url: str, rules: Sequence[Rule]) -> Deciding:
     return Deciding(decide, client.close)
 
 
+def leased(url: str, rules: Sequence[Rule]) -> Deciding:
+    """Decide from what a lease holds, and release it."""
+    return _leased(url, rules, lambda call: call.release())
+
+
+def leased_and_settled(url: str, rules: Sequence[Rule]) -> Deciding:
+    """Decide from what a lease holds, and settle it."""
+    return _leased(url, rules, lambda call: call.settle(COST))
+
+
+def _leased(url: str, rules: Sequence[Rule], end: Callable[[Any], None]) -> Deciding:
+    del rules
+    client: Any = _client(url)
+    leases: dict[str, Any] = {}
+    calls: list[Any] = []
+
+    def decide(scope: str) -> bool:
+        lease = leases.get(scope)
+        if lease is None:
+            lease = leases[scope] = client.lease(user=scope, held_s=TTL_S)
+        with suppress(RateLimited):
+            calls.append(lease.reserve(COST))
+            return True
+        return False
+
+    def after() -> None:
+        while calls:
+            end(calls.pop())
+
+    def close() -> None:
+        for lease in leases.values():
+            lease.close()
+        client.close()
+
+    return Deciding(decide, close, after)
+
+
 def _client(url: str) -> TokenClient:
     return TokenClient(url, namespace=NAMESPACE, agent=AGENT, timeout_s=10.0)
 
@@ -234,6 +276,11 @@ OTHERS: Final[Mapping[str, Contestant]] = {
 OURS: Final[Mapping[str, Contestant]] = {
     "token-actor, reserve": reserve,
     "token-actor, reserve and settle": reserve_and_settle,
+    **({"token-actor, leased": leased} if hasattr(TokenClient, "lease") else {}),
+}
+STRICT: Final[Mapping[str, Contestant]] = {
+    "token-actor, reserve": reserve,
+    **({"token-actor, leased": leased_and_settled} if hasattr(TokenClient, "lease") else {}),
 }
 PINGS: Final[Mapping[str, Contestant]] = {"PING, bare": ping_bare, "PING, redis-py": ping}
 EVERYBODY: Final[Mapping[str, Contestant]] = {**PINGS, **OTHERS, **OURS}

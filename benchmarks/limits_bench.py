@@ -32,12 +32,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
-from benchmarks.limiters import COST, EVERYBODY, NAMESPACE, OTHERS, OURS, SLOW, Rule, in_force
+from benchmarks.limiters import COST, EVERYBODY, NAMESPACE, OTHERS, OURS, SLOW, STRICT, Rule, in_force
 from token_actor.embedded import EmbeddedServer
 from token_actor.service import TokenClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from benchmarks.limiters import Deciding
 
 AMPLE: Final = 10**12  # tokens: nothing is refused while latency and rates are measured
 RULES: Final = [Rule(AMPLE * place, seconds) for place, seconds in enumerate((60, 300, 900, 3_600, 86_400), 1)]
@@ -105,17 +107,18 @@ def latency(url: str, rules: Sequence[Rule], rounds: int) -> dict[str, dict[str,
     with ExitStack() as opened:
         deciders = {}
         for name, contestant in EVERYBODY.items():
-            deciding = contestant(url, rules)
-            opened.callback(deciding.close)
-            deciders[name] = deciding.decide
-            assert deciding.decide("warm"), name
+            deciders[name] = contestant(url, rules)
+            opened.callback(deciders[name].close)
+            assert deciders[name].decide("warm"), name
         for _ in range(rounds):
-            for name, decide in deciders.items():
+            for name, (decide, _, after) in deciders.items():
                 for _ in range(SLOW_PER_ROUND if name in SLOW else DECISIONS_PER_ROUND):
                     started = time.perf_counter()
                     granted = decide("one")
                     taken[name].append((time.perf_counter() - started) * 1e6)
                     assert granted, name
+                    if after is not None:
+                        after()
     return {name: shares(samples) for name, samples in taken.items()}
 
 
@@ -125,13 +128,16 @@ def latency(url: str, rules: Sequence[Rule], rounds: int) -> dict[str, dict[str,
 def _decide_for(name: str, url: str, rules: Sequence[Rule], ready: Any, told: Any) -> None:  # noqa: ANN401
     """Be one client process: decide for a while, and tell how often, and how long each took."""
     deciding = EVERYBODY[name](url, rules)
-    deciding.decide("warm")
+    decide, after = deciding.decide, deciding.after
+    decide("warm")
     ready.wait()
     taken = []
     started = time.perf_counter()
     while (now := time.perf_counter()) < started + CELL_S:
-        deciding.decide("one")
+        decide("one")
         taken.append((time.perf_counter() - now) * 1e6)
+        if after is not None:
+            after()
     told.send((len(taken) / (time.perf_counter() - started), taken))
     deciding.close()
 
@@ -209,22 +215,27 @@ def memory() -> dict[str, dict[str, float]]:
 
 def _storm(name: str, url: str, scope: str, ready: Any, told: Any) -> None:  # noqa: ANN401
     """Be one process of a storm; tell when each admitted decision was asked for and answered."""
-    deciding = EVERYBODY[name](url, [TIGHT])
+    deciding = {**EVERYBODY, **STRICT}[name](url, [TIGHT])
     admitted = []
     first = ready.wait() == 0
     started = time.monotonic()
     if first:
-        admitted.append(_admitted(deciding.decide, scope))
+        admitted.append(_admitted(deciding, scope))
     time.sleep(max(0.0, started + QUIET_SHARE * TIGHT.seconds - time.monotonic()))
     while time.monotonic() < started + STORM_S:
-        admitted.append(_admitted(deciding.decide, scope))
+        admitted.append(_admitted(deciding, scope))
     told.send([each for each in admitted if each is not None])
     deciding.close()
 
 
-def _admitted(decide: Any, scope: str) -> tuple[float, float] | None:  # noqa: ANN401
+def _admitted(deciding: Deciding, scope: str) -> tuple[float, float] | None:
     asked = time.monotonic()
-    return (asked, time.monotonic()) if decide(scope) else None
+    if not deciding.decide(scope):
+        return None
+    answered = time.monotonic()
+    if deciding.after is not None:
+        deciding.after()
+    return asked, answered
 
 
 def fullest(admitted: Sequence[tuple[float, float]], seconds: float) -> int:
@@ -243,7 +254,7 @@ def over_admission(url: str, rounds: int) -> dict[str, dict[str, float]]:
     """Return by contestant the most tokens that any window of the rule has seen."""
     in_force(url, [TIGHT])
     found = {}
-    for name in [*OTHERS, "token-actor, reserve"]:
+    for name in [*OTHERS, *STRICT]:
         worst = total = 0
         for number in range(rounds):
             told = together(_storm, STORM, name, url, f"storm{number}")
@@ -304,6 +315,10 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _pair(figures: dict[str, float]) -> str:
+    return " / ".join(f"{value:,.{0 if value >= 10 else 1}f}" for value in (figures["p50_us"], figures["p99_us"]))
+
+
 def tables(document: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the report, in Markdown."""
     yield " · ".join(f"{name} {value}" for name, value in document["machine"].items())
@@ -311,7 +326,7 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     yield from ("", "| p50 / p99 in µs, by rules per decision | 1 | 2 | 5 |", "|---|---|---|---|")
     for name in EVERYBODY:
         cells = [document["latency"][count][name] for count in RULE_COUNTS]
-        yield f"| {name} | " + " | ".join(f"{each['p50_us']:,.0f} / {each['p99_us']:,.0f}" for each in cells) + " |"
+        yield f"| {name} | {' | '.join(_pair(each) for each in cells)} |"
     for count in RULE_COUNTS:
         yield from (
             "",
@@ -320,7 +335,7 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
         )
         for name in EVERYBODY:
             cells = [document["rates"][clients][count][name] for clients in CLIENTS]
-            shown = [f"{each['per_s']:,.0f} ({each['p50_us']:,.0f} / {each['p99_us']:,.0f})" for each in cells]
+            shown = [f"{each['per_s']:,.0f} ({_pair(each)})" for each in cells]
             yield f"| {name} | {' | '.join(shown)} |"
     yield from ("", "| memory | bytes |", "|---|---|")
     for name, figures in document["memory"].items():
