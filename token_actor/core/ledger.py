@@ -181,7 +181,7 @@ class Ledger:
 
     def tick(self, id_ms: int) -> None:
         """Move on to the log time of an entry whose id says ``id_ms``."""
-        self.advance(int(self.time.read(np.array([id_ms], dtype=np.int64))[0]))
+        self.advance(self.time.move(id_ms))
 
     def tell(self, id_ms: int, now_ms: int, epoch: int) -> None:
         """Take what the leader of ``epoch`` says the time is, in an entry whose id says ``id_ms``."""
