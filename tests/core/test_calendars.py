@@ -44,6 +44,12 @@ def shown(tz, ms):
         ("Africa/Cairo", "2024-04-26T12:00", "2024-04-26T01:00", 23),
         ("Africa/Cairo", "2024-10-31T20:30", "2024-10-31T00:00", 25),  # at midnight they went back to eleven
         ("America/St_Johns", "2010-11-07T02:45", "2010-11-07T00:00", 25),  # at a minute past midnight: yesterday again
+        (
+            "America/Toronto",
+            "1919-03-31T12:00",
+            "1919-03-31T00:30",
+            23.5,
+        ),  # from half past eleven to half past midnight
         ("Pacific/Apia", "2011-12-30T09:59", "2011-12-29T00:00", 24),
         ("Pacific/Apia", "2011-12-30T10:00", "2011-12-31T00:00", 24),  # there was no 30th
     ],

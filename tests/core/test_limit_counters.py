@@ -7,6 +7,7 @@ import pytest
 
 from tests.core.quota import NOW_MS, Quota
 from tests.makers import DAY_MS, HOUR_MS, event, tell
+from token_actor.core import limit_buckets
 from token_actor.core.limit_counters import counters_of
 from token_actor.core.limits import Limit
 
@@ -101,11 +102,35 @@ class TestBucket:
         quota.at(NOW_MS + wait_ms)
         assert quota.reserve(cost)["granted"]
 
+    def test_what_has_flowed_in_again_is_not_given_back_as_well(self, quota):
+        early = quota.reserve(25)["reservation"]
+        quota.at(NOW_MS + 2_000)
+        later = quota.reserve(20)["reservation"]
+        quota.run("release", {"reservation": early})  # five of it were still missing when the others were taken
+        assert quota.taken() == (0, 20)
+        quota.run("release", {"reservation": later})
+        assert quota.taken() == (0, 0)
+
+    def test_a_settlement_counts_where_it_was_reserved_even_if_that_has_flowed_in_again(self, quota):
+        reservation = quota.reserve(20)["reservation"]
+        quota.at(NOW_MS + 2_000)
+        quota.reserve(25)
+        assert quota.settle(reservation, 23)["debt"] == {"l": 3}
+        assert quota.taken() == (3, 25)
+
+    def test_of_many_holds_the_oldest_share_what_can_be_given_back(self, quota, monkeypatch):
+        monkeypatch.setattr(limit_buckets, "_LOWS_MAX", 2)
+        names = [quota.reserve(1)["reservation"] for _ in range(4)]
+        assert len(quota.ledger.limits.meters["l"].counters.dump(1)["buckets"][0][2]) == 2
+        for name in reversed(names):
+            quota.run("release", {"reservation": name})
+        assert quota.taken()[0] >= 0
+
     def test_numbers_beyond_64_bits_stay_exact(self):
         quota = Quota(Limit("l", 10**18, kind="bucket", seconds=86_400))
         quota.use(10**12)
         assert quota.reserve(0)["remaining"] == 10**18 - 10**12
-        assert isinstance(quota.ledger.limits.dump()["meters"][0]["counters"]["levels"][0], str)
+        assert isinstance(quota.ledger.limits.dump()["meters"][0]["counters"]["buckets"][0][0], str)
 
 
 class TestConcurrency:
