@@ -34,7 +34,8 @@ from token_actor.cli.options import (
 )
 from token_actor.cli.output import answers, number, print_json
 from token_actor.cli.tables import print_table
-from token_actor.core.limits import KINDS, MODES, ON_EXPIRE, ON_OUTAGE, PERIODS, UNITS, limit_of
+from token_actor.core.calendars import PERIODS
+from token_actor.core.limits import KINDS, MODES, ON_EXPIRE, ON_OUTAGE, UNITS, limit_of
 from token_actor.errors import InvalidValue, TokenActorError
 from token_actor.operations.limit_files import fields_of, put_limits, read_limits
 
