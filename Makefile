@@ -15,6 +15,8 @@ VENV_STAMP := $(VENV)/.python-$(VENV_KEY)
 RUNTIME_STAMP := $(VENV)/.runtime-$(VENV_KEY)
 DEV_STAMP := $(VENV)/.dev-$(VENV_KEY)
 PROJECT_STAMP := $(VENV)/.project-$(call sum,pyproject.toml,)
+BENCH_VENV := build/bench-venv
+BENCH_STAMP := $(BENCH_VENV)/.made-$(call sum,benchmarks/requirements-limits.txt,"$(PYTHON_VERSION)" "$(CURDIR)")
 
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 UV := uv==0.13.9  # writes the locks; the versions it chose are in them, so only `make lock` needs it
@@ -24,10 +26,10 @@ COMPILE := $(UV_VENV)/bin/uv pip compile pyproject.toml --quiet --universal --py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check faults soak bench lock clean lint types imports sizes texts coverage setup setup-dev
+.PHONY: help demo test check faults soak bench bench-limits lock clean lint types imports sizes texts coverage setup setup-dev
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo 'Another Python: make demo PYTHON=python3.13'
 
 demo: setup ## a metered fleet on this machine: server, actor, workers, and a checked summary
@@ -51,6 +53,9 @@ check: lint types imports sizes texts coverage ## everything CI checks besides t
 bench: setup-dev ## measure throughput and latency on this machine
 	@$(BIN)/python -m benchmarks
 
+bench-limits: $(BENCH_STAMP) ## decisions against other libraries, in a venv of their own (10 minutes)
+	@$(BENCH_VENV)/bin/python -m benchmarks.limits_bench $(ARGUMENTS)
+
 lock: ## write requirements/*.lock anew; UPGRADE=--upgrade takes newer versions
 	@test -x $(UV_VENV)/bin/uv || { $(PYTHON) -m venv $(UV_VENV) && $(UV_VENV)/bin/python -m pip install -qq $(UV); }
 	@echo '== requirements/dev.lock'
@@ -59,6 +64,8 @@ lock: ## write requirements/*.lock anew; UPGRADE=--upgrade takes newer versions
 	@$(COMPILE) --extra all -c requirements/dev.lock -o requirements/runtime.lock >/dev/null
 	@echo '== requirements/build.lock'
 	@$(subst pyproject.toml ,,$(COMPILE)) --group build -c requirements/dev.lock -o requirements/build.lock >/dev/null
+	@echo '== benchmarks/requirements-limits.txt'
+	@$(COMPILE) benchmarks/requirements-limits.in --extra embedded -c requirements/dev.lock -o benchmarks/requirements-limits.txt >/dev/null
 
 clean: ## remove the venv and everything made
 	@rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -121,6 +128,13 @@ $(DEV_STAMP): $(VENV_STAMP)
 	@echo '== installing what the locks name, with the tools (the first time takes about a minute)'
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
 	@touch $@ $(RUNTIME_STAMP)
+
+# What is compared with is no part of the project: nothing of it is in the venv above.
+$(BENCH_STAMP):
+	@echo '== making $(BENCH_VENV)'
+	@$(PYTHON) -m venv --clear $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r benchmarks/requirements-limits.txt
+	@touch $@
 
 # Order only: the stamp of the project goes with the venv it is in.
 $(PROJECT_STAMP): | $(VENV_STAMP)

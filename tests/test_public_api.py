@@ -58,6 +58,10 @@ def test_the_public_names():
         "TokenClient",
         "TokenManager",
         "TokenManagerException",
+        "decision_of",
+        "provider_limits",
+        "rate_limit_headers",
+        "vendor_headers",
     ]
 
 

@@ -22,6 +22,7 @@ from token_actor.wire.keys import Keys
 from token_actor.wire.messages import Answer, DeadLetter
 
 AMOUNT = 100
+CALENDAR = {"name": "x", "amount": 1, "kind": "calendar", "period": "day"}
 
 
 class Someone:
@@ -198,6 +199,15 @@ class TestSettle:
             ("put_limit", {"limit": {"name": "x", "amount": -1}}, "amount", "range"),
             ("put_limit", {"limit": {"name": "x", "amount": 1, "unit": ["tokens"]}}, "unit", "range"),
             ("put_limit", {"limit": {"name": "x", "amount": 1, "by": [["agent"]]}}, "by", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "period": None}}, "period", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "period": ["day"]}}, "period", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "kind": "window"}}, "period", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "tz": "Mars/Olympus"}}, "tz", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "tz": 5}}, "tz", "type"),
+            ("put_limit", {"limit": {**CALENDAR, "tz": "../../etc/passwd"}}, "tz", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "week_start": 1}}, "week_start", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "thresholds": [80, 50]}}, "thresholds", "range"),
+            ("put_limit", {"limit": {**CALENDAR, "thresholds": {"50": True}}}, "thresholds", "type"),
             ("delete_limit", {"name": 5}, "name", "type"),
         ],
     )

@@ -7,7 +7,9 @@ to the fleet's log and ask its actor. Errors are in ``token_actor.errors``.
 from token_actor.client.lease_blocks import LeasedCall
 from token_actor.client.leases import Lease
 from token_actor.client.limits import Reservation
+from token_actor.core.limit_headers import decision_of, rate_limit_headers, vendor_headers
 from token_actor.core.limits import Limit
+from token_actor.core.provider_limits import provider_limits
 from token_actor.errors import (
     ActorUnavailable,
     BufferFull,
@@ -41,4 +43,8 @@ __all__ = [
     "TokenClient",
     "TokenManager",
     "TokenManagerException",
+    "decision_of",
+    "provider_limits",
+    "rate_limit_headers",
+    "vendor_headers",
 ]

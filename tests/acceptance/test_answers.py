@@ -20,6 +20,8 @@ READING = [
     ["analytics"],
     ["analytics", "--group-by", "model", "--group-by", "agent,session", "--since", "-1h"],
     ["history", "--limit", "3"],
+    ["limits", "list"],
+    ["limits", "explain", "--tokens", "5"],
     ["dead", "list"],
     ["verify"],
     ["doctor"],

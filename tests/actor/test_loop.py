@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.actor.conftest import Recorder, Script, Stage, nothing
-from token_actor.actor import desk
+from token_actor.actor import desk, letters
 from token_actor.actor.settings import ActorSettings, Clock
 from token_actor.core.ledger import Bounds
 from token_actor.embedded import EmbeddedServer
@@ -349,7 +349,7 @@ class TestDeadLetters:
         assert stage.dead() == []
 
     def test_dead_letters_are_bounded(self, stage, monkeypatch):
-        monkeypatch.setattr(desk, "DEAD_LENGTH_MAX", 100)
+        monkeypatch.setattr(letters, "DEAD_LENGTH_MAX", 100)
         stage.run(lambda: [stage.append(b"j", b"{broken") for _ in range(500)])
         assert 100 <= len(stage.dead()) <= 200
         assert stage.status()["dead"] == {"decode": 500}

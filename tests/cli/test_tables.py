@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from token_actor.cli.tables import Column, cut, fitting, print_figures, print_table
+from token_actor.cli.tables import Column, bar, cut, fitting, print_figures, print_table
 
 NUMBERS = ["1,234,567", "9", "12,345"]
 NAMES = ["a-name-of-some-length", "b", "another-name-of-even-more-length"]
@@ -78,3 +78,11 @@ def test_figures_are_aligned():
     console = Console(file=file, width=80, color_system=None)
     print_figures(console, [("a", "1"), ("bbb", "1,000")])
     assert file.getvalue() == "a        1\nbbb  1,000\n"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "░░░░░░░░░░   0%"), (0.5, "█████░░░░░  50%"), (1, "██████████ 100%"), (2.5, "██████████ 250%")],
+)
+def test_a_bar_says_how_full_and_is_never_longer(share, text):
+    assert bar(share) == text

@@ -54,3 +54,20 @@ def test_a_dimension_that_nobody_named_is_left_out():
 )
 def test_a_cost_says_what_it_leaves_out(sums, text):
     assert cost_text(sums) == text
+
+
+def taken(used, scope):
+    return {"scope": scope, "amount": 1_000, "used": used, "reserved": 0, "remaining": 1_000 - used}
+
+
+def test_the_fullest_limits_are_shown_and_those_of_others_are_not():
+    limit = {"name": "l", "unit": "tokens", "selector": {}, "top": [taken(1, {"agent": "a"}), taken(2, {"agent": "b"})]}
+    other = {"name": "other", "unit": "requests", "selector": {"agent": "b"}, "top": [taken(9, {})]}
+    group = {"model": {**TOTAL, "groups": []}}
+    assert fleet_summary(group, {}, [limit, other]).endswith(
+        "\n\nLimits:\n  other: 9 used, 0 reserved, 991 of 1,000 remaining (requests)\n"
+        "  l (b): 2 used, 0 reserved, 998 of 1,000 remaining (tokens)\n"
+        "  l (a): 1 used, 0 reserved, 999 of 1,000 remaining (tokens)"
+    )
+    assert fleet_summary(group, {"agent": "a"}, [limit, other]).count(" remaining ") == 1
+    assert "Limits" not in fleet_summary(group, {"agent": "c"}, [limit, other])

@@ -12,6 +12,11 @@ from token_actor.core.limits import Limit
 NOW_MS = START_MS
 
 
+def of_kind(kind: str) -> dict[str, Any]:
+    """Return the fields that make a limit one of this kind."""
+    return {"kind": kind, **({"period": "day"} if kind == "calendar" else {})}
+
+
 class Quota:
     """A ledger, a clock that the test moves, and request ids of its own."""
 

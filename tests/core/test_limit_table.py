@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.core.quota import NOW_MS, Quota
+from tests.core.quota import NOW_MS, Quota, of_kind
 from tests.makers import HOUR_MS, START_MS, apply, ask, event
 from token_actor.core import limit_table
 from token_actor.core.ledger import Bounds
-from token_actor.core.limits import Limit
+from token_actor.core.limits import KINDS, Limit
 from token_actor.core.series import NAMES_MAX, OTHER
 from token_actor.errors import InvalidValue
 
@@ -24,12 +24,12 @@ class TestPutting:
         assert put(quota, Limit("l", 10))["counters_kept"] is False
         assert not quota.reserve(50)["granted"]
 
-    @pytest.mark.parametrize("kind", ["window", "bucket", "concurrency"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_another_amount_keeps_what_is_taken(self, kind):
-        quota = Quota(Limit("l", 100, kind=kind))
+        quota = Quota(Limit("l", 100, **of_kind(kind)))
         quota.reserve(10)
         before = quota.taken()
-        assert put(quota, Limit("l", 200, kind=kind, mode="shadow"))["counters_kept"] is True
+        assert put(quota, Limit("l", 200, **of_kind(kind), mode="shadow"))["counters_kept"] is True
         assert (quota.taken(), quota.reserve(0)["amount"]) == (before, 200)
 
     def test_another_amount_decides_and_tells_how_long_to_wait(self):
@@ -134,10 +134,10 @@ class TestScopes:
         assert quota.taken("w", user=None, agent="b") == (10, 0)
         assert quota.taken("w", user=None, agent="a") == (20, 0)
 
-    @pytest.mark.parametrize("kind", ["bucket", "concurrency"])
+    @pytest.mark.parametrize("kind", ["bucket", "calendar", "concurrency"])
     def test_counters_of_every_kind_make_room(self, kind, monkeypatch):
         monkeypatch.setattr(limit_table, "SCOPES_MAX", 3)
-        quota = Quota(Limit("l", 10, by=["agent"], kind=kind))
+        quota = Quota(Limit("l", 10, by=["agent"], **of_kind(kind)))
         kept = quota.reserve(3, agent="a", ttl_ms=2 * HOUR_MS)["reservation"]
         quota.run("release", {"reservation": quota.reserve(3, agent="b")["reservation"]})
         quota.reserve(3, agent="c", ttl_ms=2 * HOUR_MS)
@@ -158,16 +158,17 @@ class TestScopes:
 class TestQuestions:
     def test_limits_are_listed_with_what_is_taken_the_fullest_first(self):
         quota = Quota(Limit("l", 100, by=["agent"]), Limit("b", 100, kind="bucket", by=["agent"]),
-                      Limit("c", 100, kind="concurrency", by=["agent"]))  # fmt: skip
+                      Limit("c", 100, kind="concurrency", by=["agent"]),
+                      Limit("d", 100, **of_kind("calendar"), by=["agent"]))  # fmt: skip
         quota.use(5, agent="a")
         quota.reserve(7, agent="b")
         quota.reserve(1_000, agent="b")
         shown = ask(quota.ledger, "limits", quota.now_ms, top=1)
         assert shown["open_reservations"] == 1
-        assert [each["name"] for each in shown["limits"]] == ["l", "b", "c"]
+        assert [each["name"] for each in shown["limits"]] == ["l", "b", "c", "d"]
         first = shown["limits"][0]
         assert (first["scopes"], first["refused"], first["debt"], first["kind"]) == (2, 1, 0, "window")
-        assert [each["top"][0]["scope"] for each in shown["limits"]] == [{"agent": "b"}] * 3
+        assert [each["top"][0]["scope"] for each in shown["limits"]] == [{"agent": "b"}] * 4
         assert first["top"] == [{"scope": {"agent": "b"}, "amount": 100, "used": 0, "reserved": 7, "remaining": 93}]
 
     def test_what_has_left_the_window_since_the_last_entry_is_not_shown(self):

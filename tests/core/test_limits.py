@@ -9,6 +9,8 @@ from tests.makers import event
 from token_actor.core.limits import AMOUNT_MAX, WINDOW_MS_MAX, Estimate, Limit, estimate_of, limit_of
 from token_actor.errors import InvalidValue
 
+DAILY = {"kind": "calendar", "period": "day"}
+
 
 @pytest.mark.parametrize(
     ("change", "field"),
@@ -23,7 +25,7 @@ from token_actor.errors import InvalidValue
         ({"amount": "1"}, "amount"),
         ({"amount": 0, "kind": "bucket"}, "amount"),
         ({"unit": "coins"}, "unit"),
-        ({"kind": "calendar"}, "kind"),
+        ({"kind": "moon"}, "kind"),
         ({"mode": "maybe"}, "mode"),
         ({"on_expire": "keep"}, "on_expire"),
         ({"seconds": 0}, "seconds"),
@@ -46,6 +48,37 @@ from token_actor.errors import InvalidValue
         ({"weights": {"input_tokens": 11}}, "weights"),
         ({"weights": {"input_tokens": "1"}}, "weights"),
         ({"weights": {"input_tokens": 1}, "unit": "requests"}, "weights"),
+        ({"kind": "calendar"}, "period"),
+        ({**DAILY, "period": "year"}, "period"),
+        ({**DAILY, "period": ["day"]}, "period"),
+        ({"period": "day"}, "period"),
+        ({"period": "day", "kind": "calendar", "unit": "concurrency"}, "period"),
+        ({**DAILY, "tz": "Mars/Olympus"}, "tz"),
+        ({**DAILY, "tz": ""}, "tz"),
+        ({**DAILY, "tz": 5}, "tz"),
+        ({**DAILY, "tz": ["UTC"]}, "tz"),
+        ({**DAILY, "tz": "../../etc/passwd"}, "tz"),
+        ({"tz": "Europe/Berlin"}, "tz"),
+        ({**DAILY, "week_start": "Monday"}, "week_start"),
+        ({**DAILY, "burst": 5}, "burst"),
+        ({**DAILY, "thresholds": 50}, "thresholds"),
+        ({**DAILY, "thresholds": "50"}, "thresholds"),
+        ({**DAILY, "thresholds": [50.0]}, "thresholds"),
+        ({**DAILY, "thresholds": [True]}, "thresholds"),
+        ({**DAILY, "thresholds": [0]}, "thresholds"),
+        ({**DAILY, "thresholds": [1_001]}, "thresholds"),
+        ({**DAILY, "thresholds": [80, 50]}, "thresholds"),
+        ({**DAILY, "thresholds": [50, 50]}, "thresholds"),
+        ({**DAILY, "thresholds": list(range(1, 12))}, "thresholds"),
+        ({"thresholds": [50]}, "thresholds"),
+        ({"thresholds": []}, "thresholds"),
+        ({"fair_by": "agent"}, "fair_by"),
+        ({"fair_by": ["agent", "agent"]}, "fair_by"),
+        ({"on_outage": "panic"}, "on_outage"),
+        ({"safe_share": 1.01}, "safe_share"),
+        ({"safe_share": -0.01}, "safe_share"),
+        ({"safe_share": float("nan")}, "safe_share"),
+        ({"safe_share": "0.1"}, "safe_share"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(change, field):
@@ -71,6 +104,17 @@ def test_a_map_of_a_limit_has_what_it_must_and_nothing_unknown(fields, field):
         Limit(
             "l", 5, "output_tokens", selector={"model": "m"}, by=("agent", "user"), weights={"cache_read_tokens": 0.1}
         ),
+        Limit(
+            "l",
+            5,
+            "cost_nanousd",
+            "calendar",
+            period="week",
+            tz="Asia/Kolkata",
+            week_start="sunday",
+            thresholds=[5, 90],
+        ),
+        Limit("l", 5, fair_by=["agent"], on_outage="safe", safe_share=0.5),
     ],
 )
 def test_a_limit_comes_back_from_its_map_as_it_was(limit):
@@ -82,6 +126,30 @@ def test_a_limit_comes_back_from_its_map_as_it_was(limit):
 def test_concurrency_is_a_unit_and_a_kind_at_once(fields):
     limit = Limit("l", 5, **fields)
     assert (limit.unit, limit.kind, limit.gives_back) == ("concurrency", "concurrency", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told_at"), [({}, (50, 80, 100)), ({"thresholds": [1, 1_000]}, (1, 1_000)), ({"thresholds": []}, ())]
+)
+def test_a_calendar_tells_at_its_thresholds_and_no_other_kind_does(change, told_at):
+    assert limit_of({"name": "l", "amount": 5, **DAILY, **change}).told_at == told_at
+    assert Limit("l", 5).told_at == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"seconds": 5}, True),  # a calendar has no use for them
+        ({"thresholds": [10]}, True),
+        ({"amount": 9}, True),
+        ({"period": "month"}, False),
+        ({"tz": "Asia/Kolkata"}, False),
+        ({"week_start": "sunday"}, False),
+    ],
+)
+def test_a_calendar_of_other_periods_counts_anew(change, same):
+    fields = {"name": "l", "amount": 5, **DAILY}
+    assert (limit_of(fields).shape == limit_of({**fields, **change}).shape) is same
 
 
 NAMES = ["t", "p", "u", "a", "s", "v", "m"]

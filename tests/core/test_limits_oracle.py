@@ -345,7 +345,12 @@ def test_the_result_does_not_depend_on_how_the_log_is_cut_into_reads(plays):
 def test_batches_with_many_times_count_the_same_however_they_are_cut():
     for seed in range(SEEDS):
         rng = random.Random(seed)
-        limits = [*limits_of(rng), Limit("b", 50, kind="bucket", seconds=1, by=["agent"], on_expire="refund")]
+        limits = [
+            *limits_of(rng),
+            Limit("b", 50, kind="bucket", seconds=1, by=["agent"], on_expire="refund"),
+            Limit("d", 200, kind="calendar", period="day", tz="America/Sao_Paulo", by=["agent"]),  # midnight in 3 h
+            Limit("c", 5, kind="concurrency"),
+        ]
         log = [command_entry("put_limit", {"limit": each.as_map()}, request_id=each.name) for each in limits]
         at_ms = START_MS
         for number in range(120):

@@ -72,6 +72,21 @@ class TestIds:
         assert read(whole, *ids) == [time for part in parts for time in part]
         assert whole.dump() == cut.dump()
 
+    @given(
+        st.lists(st.integers(-LEAP_MS_MAX, 3 * LEAP_MS_MAX), min_size=1, max_size=30),
+        st.integers(-YEAR_MS, YEAR_MS),
+    )
+    def test_an_entry_alone_moves_it_as_a_read_of_one(self, steps: list[int], off_ms: int) -> None:
+        reading, moving = LogTime(), LogTime()
+        for clock in (reading, moving):
+            clock.tell(T, T + off_ms, epoch=1)
+        for id_ms in itertools.accumulate(steps, initial=T):
+            assert read(reading, id_ms) == [moving.move(id_ms)]
+            assert reading.dump() == moving.dump()
+
+    def test_the_first_entry_alone_is_no_leap(self) -> None:
+        assert LogTime().move(T) == T
+
 
 class TestWhatALeaderTells:
     def test_clocks_that_agree_correct_nothing(self) -> None:

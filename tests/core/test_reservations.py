@@ -35,6 +35,7 @@ class TestDecision:
             "expires_ms": NOW_MS + TTL_MS,
             "limits_version": 1,
             "waited_ms": 0,
+            "estimate": {"source": "given", "tokens": 30, "requests": 1},
         }
 
     def test_a_refusal_names_the_limit_and_takes_nothing(self, quota):
@@ -55,6 +56,7 @@ class TestDecision:
             "expires_ms": None,
             "limits_version": 1,
             "waited_ms": 0,
+            "estimate": {"source": "given", "tokens": 31, "requests": 1},
         }
         assert quota.taken() == (20, 50)
 
@@ -247,8 +249,9 @@ class TestBounds:
 
 def test_the_state_comes_back_as_it_was():
     quota = Quota(
-        Limit("w", 100, by=["agent"]), Limit("b", 100, kind="bucket"), Limit("c", 5, kind="concurrency"), Limit("x", 9)
-    )
+        Limit("w", 100, by=["agent"]), Limit("b", 100, kind="bucket"), Limit("c", 5, kind="concurrency"), Limit("x", 9),
+        Limit("d", 100, kind="calendar", period="day", tz="Asia/Kolkata", by=["agent"]),
+    )  # fmt: skip
     quota.run("delete_limit", {"name": "x"})
     quota.use(10, agent="a")
     names = [quota.reserve(5, agent="a", ttl_ms=1_000 + each)["reservation"] for each in range(3)]
@@ -267,7 +270,7 @@ def test_the_state_comes_back_as_it_was():
     assert plain([limits.dump(), restored.dump()]) == plain(
         [quota.ledger.limits.dump(), quota.ledger.reservations.dump()]
     )
-    assert [meter.holders for meter in limits.meters.values()] == [{}, {}, {}]
+    assert [meter.holders for meter in limits.meters.values()] == [{}, {}, {}, {}]
 
 
 def test_an_open_hold_on_a_limit_that_is_gone_comes_back_too():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.core.quota import NOW_MS, Quota
+from tests.makers import DAY_MS, HOUR_MS, travelled
 from token_actor.core.ledger import Ledger
 from token_actor.core.limits import Limit
 from token_actor.core.snapshot import Capture, restore
@@ -65,6 +66,76 @@ def test_a_bucket_fills_from_the_time_it_is():
     assert quota.taken()[1] == 30
 
 
+@pytest.mark.parametrize("by_ms", [6_000, 45_000, 10 * MINUTE_MS])
+def test_a_hold_that_left_the_window_with_the_jump_takes_nothing_of_others_with_it(by_ms):
+    quota = Quota(amount=100)
+    reservation = quota.reserve(30, ttl_ms=HOUR_MS)["reservation"]
+    ahead(quota, by_ms)
+    quota.use(20)
+    other = quota.reserve(5, ttl_ms=HOUR_MS)["reservation"]
+    told(quota, by_ms)
+    quota.settle(reservation, 30)
+    assert quota.taken() in [(20, 5), (50, 5)]
+    quota.run("release", {"reservation": other})
+    assert quota.taken()[1] == 0
+
+
+DAILY = Limit("l", 100, kind="calendar", period="day")
+
+
+def before_midnight(*limits: Limit) -> Quota:
+    quota = Quota(*limits)
+    quota.now_ms = NOW_MS + DAY_MS - MINUTE_MS
+    quota.ledger.tell(quota.now_ms, quota.now_ms, 1)
+    return quota
+
+
+def test_a_day_goes_on_where_a_jump_had_begun_the_next_one():
+    quota = before_midnight(DAILY)
+    quota.use(10)
+    quota.use(20)
+    early = quota.reserve(30, ttl_ms=HOUR_MS)["reservation"]
+    late = quota.reserve(5, ttl_ms=2 * MINUTE_MS)["reservation"]
+    ahead(quota, 10 * MINUTE_MS)
+    quota.use(3)
+    meanwhile = quota.reserve(7, ttl_ms=HOUR_MS)["reservation"]
+    assert quota.taken() == (3, 7)
+    told(quota, 10 * MINUTE_MS)
+    assert quota.taken() == (38, 37)
+    quota.settle(late, 1)  # it had expired, and was charged
+    quota.settle(early, 31)
+    quota.settle(meanwhile, 7)
+    assert quota.taken() == (72, 0)
+    quota.now_ms += MINUTE_MS
+    quota.use(4)
+    assert quota.taken() == (4, 0)
+
+
+def test_what_is_set_back_within_a_day_stays_as_it_is():
+    quota = Quota(DAILY)
+    ahead(quota, 10 * MINUTE_MS)
+    quota.use(20)
+    reservation = quota.reserve(30)["reservation"]
+    told(quota, 10 * MINUTE_MS)
+    assert quota.taken() == (20, 30)
+    quota.settle(reservation, 10)
+    assert quota.taken() == (30, 0)
+
+
+def test_a_hold_of_a_day_that_is_forgotten_takes_nothing_of_another_with_it():
+    quota = before_midnight(DAILY)
+    oldest = quota.reserve(30, ttl_ms=DAY_MS)["reservation"]
+    for day in (1, 2):
+        quota.ledger.tell(quota.now_ms, quota.now_ms + day * DAY_MS, 1)
+        quota.use(day)
+    quota.ledger.tell(quota.now_ms, quota.now_ms, 1)
+    assert quota.taken() == (3, 0)  # of the two days that were not yet
+    assert quota.settle(oldest, 10)["late"]
+    assert quota.taken() == (3, 0)
+    quota.ledger.tell(quota.now_ms, quota.now_ms - DAY_MS, 1)
+    assert quota.taken() == (3, 0)
+
+
 def test_what_is_open_stays_open():
     quota = Quota(Limit("l", 2, kind="concurrency", unit="concurrency"))
     ahead(quota, 10 * MINUTE_MS)
@@ -86,12 +157,14 @@ def test_a_reservation_outlives_its_limit():
     assert quota.ledger.total()["input_tokens"] == 31
 
 
-def test_limits_and_reservations_are_in_a_snapshot():
-    quota = Quota(amount=100)
+@pytest.mark.parametrize("limit", [Limit("l", 100), DAILY], ids=["window", "calendar"])
+def test_limits_and_reservations_are_in_a_snapshot(limit):
+    quota = Quota(limit)
     quota.use(20)
     reservation = quota.reserve(30)["reservation"]
     segments = {segment.name: list(segment.make()) for segment in Capture(quota.ledger).segments()}
-    quota.ledger = restore(segments)
+    quota.use(3)  # which is not in it
+    quota.ledger = restore(travelled(segments))
     assert quota.taken() == (20, 30)
     quota.settle(reservation, 10)
     assert quota.taken() == (30, 0)

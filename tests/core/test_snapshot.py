@@ -54,6 +54,7 @@ def used(bounds=BOUNDS):
 def test_a_snapshot_holds_these_parts():
     assert {name.partition("/")[0] for name in state_of(used())} == {
         "head", "series", "rows", "producers", "message_ids", "frames", "recent", "resets", "answers",
+        "estimates",
     }  # fmt: skip
     assert set(state_of(Ledger())) == {"head"}
 

@@ -1,6 +1,7 @@
-"""Callers in a process of their own: threads that reserve, then settle, release or forget, and write all of it down.
+"""Callers in a process of their own: threads with a client each that reserve, then settle, release or forget.
 
-Every request is in the process's file, on the disk, before it is made, and its answer right after it came.
+They write all of it down: every request is in the process's file, on the disk, before it is made, and its answer
+right after it came.
 A request is named by a key of its own, which travels as the session of what is reserved.
 """
 
@@ -30,6 +31,7 @@ WORK_S: Final = (0.0, 0.002, 0.01)  # between two requests of one caller
 REFUSED_S_MAX: Final = 0.05  # then it tries again, however long it was told to wait: this is a storm
 TTLS_S: Final = (0.1, 0.5, 1.0)  # the shortest are over before everybody settles
 TOKENS_MAX: Final = 60
+TIMEOUT_S: Final = 30.0  # longer than any takeover: who gives up has got no answer, and that is a broken promise
 
 
 class Diary:
@@ -110,10 +112,11 @@ def main(spec: Mapping[str, Any]) -> int:
     start_logging(as_json=True)
     with planted(os.environ.get(ENVIRONMENT)):
         threads: int = spec["threads"]
-        client = TokenClient(spec["url"], namespace=spec["namespace"], timeout_s=10.0, lines_max=threads)
         diary, stop = Diary(spec["journal"]), threading.Event()
+        clients = [TokenClient(spec["url"], namespace=spec["namespace"], timeout_s=TIMEOUT_S) for _ in range(threads)]
         callers = [
-            Caller(client, diary, f"{spec['number']}.{spec['life']}.{number}", stop) for number in range(threads)
+            Caller(client, diary, f"{spec['number']}.{spec['life']}.{number}", stop)
+            for number, client in enumerate(clients)
         ]
         running = [threading.Thread(target=caller.run, name=f"caller-{n}") for n, caller in enumerate(callers)]
         for thread in running:
@@ -123,6 +126,7 @@ def main(spec: Mapping[str, Any]) -> int:
         stop.set()
         for thread in running:
             thread.join()
-        with suppress(ActorUnavailable):
-            client.close()
+        for client in clients:
+            with suppress(ActorUnavailable):
+                client.close()
     return 0

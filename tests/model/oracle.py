@@ -26,10 +26,11 @@ class Oracle:
         else:
             self.dead.append((entry, "id_conflict"))
 
-    def taken(self):
+    def taken(self, of_the_minute=True):
         lives = [(each["at_ms"], each["state"], each["tokens"]) for each in self.booked.values()]
         lives += [(at_ms, "used", tokens) for at_ms, _, tokens in self.used]
-        inside = [each for each in lives if each[0] // SUB_BUCKET_MS >= self.now_ms // SUB_BUCKET_MS - 60]
+        oldest = self.now_ms // SUB_BUCKET_MS - 60 if of_the_minute else 0
+        inside = [each for each in lives if each[0] // SUB_BUCKET_MS >= oldest]
         used = sum(tokens for _, state, tokens in inside if state in {"used", "expired"})
         return used, sum(tokens for _, state, tokens in inside if state == "open")
 
@@ -48,7 +49,7 @@ class Oracle:
         if (state := each["state"]) != "settled":
             held = each["tokens"] if state in {"open", "expired"} else 0
             self.used += [(each["at_ms"], agent, min(held, tokens)), (now_ms, agent, max(0, tokens - held))]
-            debt = {"l": tokens - held} if held and tokens > held else {}
+            debt = dict.fromkeys(("l", "day"), tokens - held) if held and tokens > held else {}
             told = {"counted": True, "unknown": state == "unknown", "late": state in {"expired", "released"}}
             each |= {"state": "settled", "told": {**told, "debt": debt}}
         return each["told"]

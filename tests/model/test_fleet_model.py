@@ -23,7 +23,8 @@ from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import FIRST
 from token_actor.wire.messages import Answer
 
-LIMITS = [Limit("l", AMOUNT), Limit("calls", CALLS, kind="concurrency")]
+DAY = Limit("day", 10**6, kind="calendar", period="day")  # more than is ever used; no run sees its end
+LIMITS = [Limit("l", AMOUNT), Limit("calls", CALLS, kind="concurrency"), DAY]
 TURNS_MAX = 100  # far more than anything takes
 AGENTS = st.sampled_from(["a", "b"])
 TOKENS = st.sampled_from([0, 1, 7, 30, 60, 120])
@@ -185,6 +186,7 @@ class FleetAgainstOracle(RuleBasedStateMachine):
         tops = {each["name"]: each["top"] for each in limits["limits"]}
         found = [(top["used"], top["reserved"]) for top in tops["l"]]
         assert found == [oracle.taken()]
+        assert [(top["used"], top["reserved"]) for top in tops["day"]] == [oracle.taken(of_the_minute=False)]
         assert limits["open_reservations"] == oracle.open()
         assert [top["reserved"] for top in tops["calls"]] in ([oracle.open()], [])
         assert ask(ledger, "books")["differences"] == []

@@ -21,6 +21,8 @@ MADE = {  # every key, as the dictionary spells it
     "{ns:p}:ask": KEYS.ask,
     "{ns:p}:inbox:<client>": KEYS.inbox("c-1_X"),
     "{ns:p}:dead": KEYS.dead,
+    "{ns:p}:notices": KEYS.notices,
+    "{ns:p}:notified:<consumer>": KEYS.notified("w-1"),
     "{ns:p}:leader": KEYS.leader,
     "{ns:p}:epoch": KEYS.epoch,
     "{ns:p}:snapshots": KEYS.snapshots,
@@ -35,14 +37,16 @@ def test_the_dictionary_in_the_docstring_names_every_key_and_no_other():
 
 def test_there_is_no_key_besides():
     public = {name for name, _ in inspect.getmembers(Keys) if not name.startswith("_")} - {"namespace", "partition"}
-    assert public == {"log", "ask", "inbox", "dead", "leader", "epoch", "snapshots", "chunk", "meta"}
+    assert public == {
+        "log", "ask", "inbox", "dead", "notices", "notified", "leader", "epoch", "snapshots", "chunk", "meta",
+    }  # fmt: skip
     assert len(public) == len(MADE)
 
 
 @pytest.mark.parametrize("pattern", MADE)
 def test_a_key_is_spelt_as_the_dictionary_says(pattern):
     spelt = pattern.replace("{ns:p}", "{ns:3}")
-    for variable, value in (("<client>", "c-1_X"), ("<epoch>-<n>", "7-2"), ("<i>", "5")):
+    for variable, value in (("<client>", "c-1_X"), ("<consumer>", "w-1"), ("<epoch>-<n>", "7-2"), ("<i>", "5")):
         spelt = spelt.replace(variable, value)
     assert MADE[pattern] == spelt.encode()
 

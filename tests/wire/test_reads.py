@@ -101,7 +101,7 @@ def test_a_clock_entry_divides_the_events_before_it_from_those_after():
     told = clock_entry(START_MS + 5, epoch=3, at_ms=START_MS + 9)
     first, clock, last = decode_read([single_entry(input_tokens=1), told, single_entry(input_tokens=2)]).steps
     assert (inputs(first), inputs(last)) == ([1], [2])
-    assert clock == PlacedClock(ClockEntry(START_MS + 5, 3), START_MS + 9)
+    assert clock == PlacedClock(ClockEntry(START_MS + 5, 3), 1, START_MS + 9)
 
 
 def test_a_clock_entry_that_cannot_be_read_is_rejected_and_the_rest_is_read():

@@ -1,7 +1,6 @@
-"""The desk of a leader: who asked what, what was answered, and what could not be counted.
+"""The desk of a leader: who asked what, and what was answered.
 
-Answers carry the epoch, so they need no fence: a client takes none of an older leader. Dead letters
-are fenced, and have the ids of their entries, so each is written once.
+Answers carry the epoch, so they need no fence: a client takes none of an older leader.
 """
 
 from __future__ import annotations
@@ -9,21 +8,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.asked import Asked, AskedQuestions
 from token_actor.core.queries import answer
 from token_actor.errors import InvalidQuestion, InvalidValue, ServerRefused, TransportError
 from token_actor.transport.ports import FIRST, Append, Expire, Operation, TrimBelow
-from token_actor.wire.entries import LAST_ID, id_pair
-from token_actor.wire.messages import ANSWER_FIELD, Answer, DeadLetter, Question
+from token_actor.wire.messages import ANSWER_FIELD, Answer, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from token_actor.actor.follower import Follower
-    from token_actor.actor.leadership import Leadership
     from token_actor.actor.settings import Clock
     from token_actor.actor.standing import Standing
     from token_actor.actor.timekeeping import Timekeeper
@@ -32,77 +28,9 @@ if TYPE_CHECKING:
 
 INBOX_TTL_MS: Final = 60_000  # an answer that nobody fetched within a minute has nobody waiting
 INBOX_LENGTH_MAX: Final = 1_000
-DEAD_LENGTH_MAX: Final = 10_000
 _ANSWERING_MS: Final = 50  # per turn: short against the lease
-_LETTERS_PER_WRITE: Final = 64  # of at most 64 KiB each: one transaction that nobody else waits for long
 
 log = logging.getLogger(__name__)
-
-
-class Letters:
-    """Keep dead letters until they are known to be on the server.
-
-    Standing by, these are the ones that a leader may have died before writing.
-    """
-
-    def __init__(self, connection: Connection, key: bytes) -> None:
-        """Start with none."""
-        self._connection = connection
-        self._key = key
-        self._kept: deque[DeadLetter] = deque(maxlen=DEAD_LENGTH_MAX)  # the stream holds no more either
-        self._refused = False
-
-    def __len__(self) -> int:
-        """Return how many wait."""
-        return len(self._kept)
-
-    def add(self, letters: Iterable[DeadLetter]) -> None:
-        """Take letters in log order."""
-        self._kept.extend(letters)
-
-    def forget(self) -> None:
-        """Let go of all: what they came from is folded anew."""
-        self._kept.clear()
-
-    def drop_written(self) -> None:
-        """Let go of those that a leader has written."""
-        if self._kept:
-            stream = self._connection.stream_state(self._key)
-            last = (0, 0) if stream is None else id_pair(stream.last_id)
-            while self._kept and id_pair(self._kept[0].source) <= last:
-                self._kept.popleft()
-
-    def write(self, leadership: Leadership) -> None:
-        """Write what waits. Raises ``LeadershipLost``. What the server has no room for stays."""
-        while self._kept:
-            batch = self._batch()
-            outcomes = leadership.write([self._append(letter) for letter in batch])
-            for letter, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, ServerRefused) and "equal or smaller" not in str(outcome):
-                    self._note_refusal(letter, outcome)
-                    return
-                self._kept.popleft()  # written, now or by an earlier leader
-            self._refused = False
-
-    def _note_refusal(self, letter: DeadLetter, refusal: ServerRefused) -> None:
-        if not self._refused:
-            extra = {"action": "write_refused", "problem": str(refusal), "id": letter.source.decode()}
-            log.error("The server refused a dead letter; it is kept and written again", extra=extra)
-        self._refused = True
-
-    def _batch(self) -> list[DeadLetter]:
-        """Return the next letters to write; one of the last id of all begins a batch."""
-        batch = list(islice(self._kept, _LETTERS_PER_WRITE))
-        last = next((place for place, letter in enumerate(batch) if letter.source == LAST_ID), 0)
-        return batch[:last] or batch
-
-    def _append(self, letter: DeadLetter) -> Append:
-        entry_id = letter.source
-        if entry_id == LAST_ID:  # under that, the stream could take none of the log that follows
-            stream = self._connection.stream_state(self._key)
-            milliseconds, sequence = (0, 0) if stream is None else id_pair(stream.last_id)
-            entry_id = b"%d-%d" % (milliseconds, sequence + 1)
-        return Append(key=self._key, fields=letter.fields(), entry_id=entry_id, length_max=DEAD_LENGTH_MAX)
 
 
 class Desk:

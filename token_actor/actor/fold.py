@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from token_actor.core.columns import Columns
 from token_actor.core.commands import execute, told_since
 from token_actor.wire.messages import Answer, DeadLetter
+from token_actor.wire.notices import NoticeEntry
 from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Folded:
-    """Hold what a read came to: answers to commands by client, and dead letters in log order.
+    """Hold what a read came to: answers to commands by client, dead letters and notices in log order.
 
     ``entries`` is how many of its entries were folded, ``events`` how many events they hold.
     """
@@ -33,6 +34,7 @@ class Folded:
     events: int = 0
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
+    notices: list[NoticeEntry] = field(default_factory=list)
 
 
 def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
@@ -47,6 +49,7 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
         elif isinstance(step, RefusedBatch):
             rejections += ledger.refuse(step.numbers, step.rejection)
         elif isinstance(step, PlacedClock):
+            ledger.limits.watch.at(step.entry)
             if step.clock.now_ms is None:
                 ledger.tick(step.id_ms)
             else:
@@ -55,6 +58,8 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
             rejections += _execute(ledger, step, folded, epoch)
         for client, request_id, told in told_since(ledger):
             folded.answers.append((client, Answer(request_id=request_id, epoch=epoch, result=told)))
+    for place, notices in groupby(ledger.limits.watch.take(), key=lambda notice: notice.entry):
+        folded.notices.append(NoticeEntry.of(entries[place][0], list(notices)))
     rejections.sort(key=lambda rejection: rejection.entry)
     for place, of_entry in groupby(rejections, key=lambda rejection: rejection.entry):
         entry_id, fields = entries[place]
@@ -64,6 +69,7 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
 
 def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) -> list[Rejection]:
     command = placed.command
+    ledger.limits.watch.at(placed.entry)
     outcome = execute(ledger, command, placed.log_ms)
     if outcome.answer is not None or outcome.problem is not None:
         answer = Answer(request_id=command.request_id, epoch=epoch, result=outcome.answer, problem=outcome.problem)

@@ -104,7 +104,8 @@ class Follower:
     @property
     def reached(self) -> bytes:
         """Return the id up to which there is nothing left to fold."""
-        return max(self.position.offset, self._lost_up_to, key=id_pair)
+        offset = self._known.position.offset
+        return offset if self._lost_up_to == FIRST else max(offset, self._lost_up_to, key=id_pair)
 
     # --- recovery ------------------------------------------------------------------------------
 

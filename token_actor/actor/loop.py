@@ -11,9 +11,10 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from token_actor.actor.desk import Desk, Letters
+from token_actor.actor.desk import Desk
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
+from token_actor.actor.letters import Mail
 from token_actor.actor.manifests import newest_manifest
 from token_actor.actor.recovery import check_partitions
 from token_actor.actor.saving import Saving
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection
 
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the first wait, and the longest
-_RENEWALS_PER_LEASE: Final = 4
-_LOOKS_PER_LEASE: Final = 20
+_RENEWALS_PER_LEASE, _LOOKS_PER_LEASE = 4, 20
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ class Actor:
         self._clock = clock
         self._leadership = Leadership(connection, self._keys, holder=settings.holder, lease_ms=settings.lease_ms)
         self._follower = Follower(connection, settings)
-        self._letters = Letters(connection, self._keys.dead)
+        self._letters = Mail(connection, self._keys)
         self._saving = Saving(connection, settings, clock, self._follower, self._leadership)
         self._desk = self._new_desk()
         self._timekeeper = Timekeeper(clock)
@@ -138,7 +138,7 @@ class Actor:
             return
         self._awaits_snapshot = False
         for folded in recovered:
-            self._letters.add(folded.dead)
+            self._letters.add(folded)
         log.info("Recovered", extra={"action": "recovered", "offset": self._follower.position.offset.decode()})
         self._due_ms = 0
 
@@ -154,7 +154,7 @@ class Actor:
         """Read and fold; waits for as long as a leader may need to give the lease back."""
         entries = self._follower.read({}, block_ms=self._settings.standby_block_ms).get(self._keys.log)
         if entries:
-            self._letters.add(self._follower.fold(entries, epoch=0).dead)
+            self._letters.add(self._follower.fold(entries, epoch=0))
 
     def _goes_on(self) -> bool:
         """Tell whether the state is the one that the log and the leader go on from.
@@ -173,7 +173,7 @@ class Actor:
         if knows_more(self._follower, newest_manifest(self._connection, self._keys)):
             return False
         for folded in self._follower.rejoin(epoch=0):
-            self._letters.add(folded.dead)
+            self._letters.add(folded)
         return True
 
     def _take_over(self) -> None:
@@ -310,7 +310,7 @@ class Actor:
 
     def _tell(self, folded: Folded) -> None:
         """Queue what a fold came to."""
-        self._letters.add(folded.dead)
+        self._letters.add(folded)
         for client, reply in folded.answers:
             self._desk.reply(client, reply)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,9 @@ from token_actor.cli.checks import doctor, verify
 from token_actor.cli.dead import dead
 from token_actor.cli.demo import demo
 from token_actor.cli.export import export
+from token_actor.cli.killing import kill, revive
+from token_actor.cli.limits import limits
+from token_actor.cli.notify import notify
 from token_actor.cli.options import Namespace, Redis
 from token_actor.cli.output import complain, survive_any_name
 from token_actor.cli.questions import analytics, history, summary
@@ -29,14 +33,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for panel, commands in {
-    "Run": (demo, serve, replay),
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Run": (demo, serve, notify, replay),
     "Ask": (summary, analytics, history, export),
-    "Look after": (verify, doctor),
-}.items():
+    "Look after": (kill, revive, verify, doctor),
+}
+for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(dead, name="dead", rich_help_panel="Look after")
+groups = {"limits": limits, "dead": dead}
+for name, group in groups.items():
+    app.add_typer(group, name=name, rich_help_panel="Look after")
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,8 +66,11 @@ def root(
     given: dict[str, Any] = {"redis": redis, "namespace": namespace}
     defaults = {name: value for name, value in given.items() if value is not None}
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    inner = [command.name for command in dead.registered_commands]
-    context.default_map = {**dict.fromkeys(names, defaults), "dead": dict.fromkeys(inner, defaults)}
+    inner = {
+        name: dict.fromkeys((command.name for command in group.registered_commands), defaults)
+        for name, group in groups.items()
+    }
+    context.default_map = {**dict.fromkeys(names, defaults), **inner}
 
 
 def main() -> None:

@@ -101,6 +101,25 @@ GroupBy: TypeAlias = Annotated[
 ]
 
 
+def names_of(given: list[str] | None) -> list[str] | None:
+    """Return what is given several times, or once with commas; ``None`` when nothing is."""
+    return None if given is None else [name.strip() for text in given for name in text.split(",") if name.strip()]
+
+
+def pairs_of(option: str, given: list[str] | None) -> dict[str, str] | None:
+    """Return what is given as NAME=VALUE, several times or with commas; ``None`` when nothing is.
+
+    Raises ``BadParameter`` naming the option.
+    """
+    pairs = [text.partition("=") for text in names_of(given) or []]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise typer.BadParameter(f"{option} takes NAME=VALUE, not {name + equals + value!r}")
+    if len({name for name, *_ in pairs}) < len(pairs):
+        raise typer.BadParameter(f"{option} names something twice")
+    return None if given is None else {name: value for name, _, value in pairs}
+
+
 def selector_of(**names: str | None) -> dict[str, Any]:
     """Return what was selected: the dimensions that were given."""
     return {dimension: name for dimension, name in names.items() if name is not None}

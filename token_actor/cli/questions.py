@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from token_actor.cli.limit_tables import fullest, limit_columns
 from token_actor.cli.options import (
     TIMEOUT_S,
     Agent,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 LARGEST_BY = ("model", "agent", "session")
 LARGEST = 5
+SCOPES_LOOKED_AT = 100  # of each limit, for those that are selected
+LIMIT_FIGURES = ("name", "scope", "unit", "amount", "used", "reserved", "remaining", "refused", "mode")
 NAMES_LEAST = 18  # cells: enough to tell most models and agents from each other
 _COUNTERS = (  # title, counter, rank
     ("requests", "requests", 1),
@@ -61,15 +64,18 @@ def summary(
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show totals, and the largest models, agents and sessions."""
+    """Show totals, the largest models, agents and sessions, and the fullest limits."""
     selector = selector_of(
         tenant=tenant, project=project, user=user, agent=agent, session=session, provider=provider, model=model
     )
     with open_client(redis, namespace, timeout) as client:
         largest = {by: client.analytics([by], limit=LARGEST, **selector) for by in LARGEST_BY}
+        limits = fullest(client.limits(top=SCOPES_LOOKED_AT, tenant=tenant), selector, LARGEST)
     total = {name: value for name, value in largest["model"].items() if not name.startswith("group")}
     if as_json:
-        print_json({"selector": selector, "total": total, "largest": {by: a["groups"] for by, a in largest.items()}})
+        groups = {by: answer["groups"] for by, answer in largest.items()}
+        told = [{name: row[name] for name in LIMIT_FIGURES} for row in limits]
+        print_json({"selector": selector, "total": total, "largest": groups, "limits": told})
         return
     console = answers()
     console.print(_scope(selector), style="bold")
@@ -81,6 +87,9 @@ def summary(
             print_table(console, group_columns([by], named))
             if answer["groups_omitted"]:
                 console.print(f"  and {answer['groups_omitted']:,} more", style="dim")
+    if limits:
+        console.print("\nLimits", style="bold")
+        print_table(console, limit_columns(limits))
 
 
 def analytics(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PADDING: Final = 2  # between two columns
 NAME_WIDTH_MIN: Final = 12  # a name cut shorter tells nothing
+BAR_CELLS: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,12 @@ def _total(widths: Iterable[int]) -> int:
 def cut(text: str, width: int) -> str:
     """Return a text of at most ``width`` cells, with an ellipsis where it was cut."""
     return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1).rstrip()}…"
+
+
+def bar(share: float) -> str:
+    """Return how full something is, as a bar and in per cent; more than full is a full bar."""
+    filled = min(BAR_CELLS, max(0, round(share * BAR_CELLS)))
+    return f"{'█' * filled}{'░' * (BAR_CELLS - filled)} {share:4.0%}"
 
 
 def print_figures(console: Console, figures: Sequence[tuple[str, str]], *, right: bool = True) -> None:

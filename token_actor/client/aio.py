@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from token_actor.client.aio_notices import AsyncNotices
 from token_actor.client.deadline import made_at
 from token_actor.client.lease_aio import AsyncLease
 from token_actor.client.sync import SyncFace
 from token_actor.errors import ClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     from token_actor.client.engine import Engine
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from token_actor.client.questions import Moment
     from token_actor.core.analytics import Analytics, HistoryEntry
     from token_actor.core.limits import Limit
+    from token_actor.core.provider_quotas import ProviderQuotas
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,12 +66,14 @@ class Threads:
         self._pool.shutdown(wait=False)
 
 
-class AsyncFace:
+class AsyncFace(AsyncNotices):
     """Record usage and ask questions from coroutines. See ``SyncFace`` for what each method does."""
 
     def __init__(self, engine: Engine) -> None:
         """Show the face of ``engine``."""
+        self._engine = engine
         self._sync = SyncFace(engine)
+        self.client_names = self._sync.client_names
         self._threads = Threads(engine.settings.lines_max)
 
     def record(
@@ -163,11 +167,15 @@ class AsyncFace:
         """Return the limits in force, and what is taken of them."""
         return await self._threads.run(self._sync.limits, **more)
 
-    async def explain(self, tokens: int = 0, **call: Any) -> dict[str, Any]:  # noqa: ANN401
+    async def explain(self, tokens: int | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return what a ``reserve`` of the same arguments would be told now."""
         return await self._threads.run(self._sync.explain, tokens, **call)
 
-    async def reserve(self, tokens: int = 0, **call: Any) -> AsyncReservation:  # noqa: ANN401
+    async def observe_headers(self, headers: Mapping[str, str], **more: Any) -> ProviderQuotas:  # noqa: ANN401
+        """Hold the whole fleet to what a provider says of its quotas."""
+        return await self._threads.run(self._sync.observe_headers, headers, **more)
+
+    async def reserve(self, tokens: int | None = None, **call: Any) -> AsyncReservation:  # noqa: ANN401
         """Take quota for one call. Raises ``RateLimited`` when a limit has no room."""
         return AsyncReservation(await self._threads.run(self._sync.reserve, tokens, **call), self._threads)
 
@@ -241,6 +249,10 @@ class AsyncReservation:
         """Give it all back; return whether it was still open."""
         return await self._threads.run(self.reservation.release, timeout_s=timeout_s)
 
+    async def end(self) -> None:
+        """Charge what was reserved, unless it was settled or released."""
+        await self._threads.run(self.reservation.end)
+
     async def __aenter__(self) -> Self:
         """Return the reservation itself."""
         return self
@@ -249,7 +261,7 @@ class AsyncReservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Charge what was reserved, unless it was settled or released."""
-        await self._threads.run(self.reservation.end)
+        await self.end()
 
 
 def _plain(reservation: AsyncReservation | str) -> Reservation | str:

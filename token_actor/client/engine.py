@@ -8,7 +8,7 @@ import time
 import uuid
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from token_actor.client import sender
 from token_actor.client.deadline import Deadline
@@ -23,11 +23,14 @@ from token_actor.wire.messages import COMMAND_FIELD, QUESTION_FIELD, Question, e
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from token_actor.client.notices import Watch
     from token_actor.client.settings import ClientSettings
     from token_actor.core.usage import Event
     from token_actor.transport.ports import Connection, Connector
 
 ASKED_MAX: Final = 10_000  # questions nobody has read yet; older ones have nobody waiting any more
+
+T = TypeVar("T")
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -53,7 +56,8 @@ class Engine:
         self._sender = sender.Sender(self._connector, self.settings)
         self._lines = LinePool(self._connector, client=uuid.uuid4().hex, lines_max=self.settings.lines_max)
         self._partitions: int | None = None
-        self._retirement = weakref.finalize(self, self._sender.retire)
+        self._watches: set[Watch] = set()
+        self._retirement = weakref.finalize(self, _retire, self._sender, self._watches)
         self._retirement.atexit = False
 
     def begin_in_child(self) -> None:
@@ -137,37 +141,71 @@ class Engine:
 
         return self._call(tenant, deadline, make)
 
+    def look(self, find: Callable[[Connection, Keys], T], *, tenant: str | None, timeout_s: float | None = None) -> T:
+        """Return what ``find`` reads from the server about a partition; it may be tried again.
+
+        ``tenant`` is as for ``ask``. Raises ``ActorUnavailable`` at the deadline.
+        """
+        deadline = self._deadline(timeout_s)
+        while True:
+            try:
+                with self._lines.line(deadline) as line:
+                    return find(line.connection, self._keys_of(tenant, line.connection, deadline))
+            except ServerUnavailable as error:
+                if deadline.left_s <= RETRY_S:
+                    raise self._unavailable(error, deadline) from error
+                time.sleep(RETRY_S)
+
+    def follow(self, watch: Watch) -> None:
+        """Let a watch of this client run until it is stopped, or the client is closed or let go of."""
+        self._watches.difference_update([each for each in list(self._watches) if not each.running])
+        watch.start(self._connector)
+        self._watches.add(watch)
+        if self._closed:
+            watch.stop()
+
     def _call(
         self, tenant: str | None, deadline: Deadline, make: Callable[[Keys, int, str, str], Append]
     ) -> Mapping[str, Any]:
-        where = f"namespace {self.settings.namespace!r} on {self._connector.address}"
         try:
             with self._lines.line(deadline) as line:
-                partitions = self._await_partitions(line.connection, deadline)
-                if partitions is None:
-                    raise ActorUnavailable(
-                        f"no actor has ever served {where}, nor has one begun to within {deadline.timeout_s:g} s; "
-                        "start 'token-actor serve'",
-                        timeout_s=deadline.timeout_s,
-                    )
-                self._partitions = partitions
-                partition = _partition(partitions, tenant)
-                keys = Keys(self.settings.namespace, partition)
+                keys = self._keys_of(tenant, line.connection, deadline)
                 answer = line.ask(
-                    lambda request_id: make(keys, partition, line.name, request_id), keys.inbox(line.name), deadline
+                    lambda request_id: make(keys, keys.partition, line.name, request_id),
+                    keys.inbox(line.name),
+                    deadline,
                 )
         except ServerUnavailable as error:
-            raise ActorUnavailable(
-                f"no answer within {deadline.timeout_s:g} s: {error}; is the server running, and is this its address?",
-                timeout_s=deadline.timeout_s,
-            ) from error
+            raise self._unavailable(error, deadline) from error
         if answer is None:
             raise ActorUnavailable(
-                f"no actor answered for partition {partition} of {where} within {deadline.timeout_s:g} s; "
+                f"no actor answered for partition {keys.partition} of {self._where} within {deadline.timeout_s:g} s; "
                 "is 'token-actor serve' running? 'token-actor doctor' tells more",
                 timeout_s=deadline.timeout_s,
             )
         return answer
+
+    @property
+    def _where(self) -> str:
+        return f"namespace {self.settings.namespace!r} on {self._connector.address}"
+
+    def _unavailable(self, error: ServerUnavailable, deadline: Deadline) -> ActorUnavailable:
+        return ActorUnavailable(
+            f"no answer within {deadline.timeout_s:g} s: {error}; is the server running, and is this its address?",
+            timeout_s=deadline.timeout_s,
+        )
+
+    def _keys_of(self, tenant: str | None, connection: Connection, deadline: Deadline) -> Keys:
+        """Return the keys of the partition of a tenant. Raises ``ActorUnavailable`` when nobody has served any."""
+        partitions = self._await_partitions(connection, deadline)
+        if partitions is None:
+            raise ActorUnavailable(
+                f"no actor has ever served {self._where}, nor has one begun to within {deadline.timeout_s:g} s; "
+                "start 'token-actor serve'",
+                timeout_s=deadline.timeout_s,
+            )
+        self._partitions = partitions
+        return Keys(self.settings.namespace, _partition(partitions, tenant))
 
     def _await_partitions(self, connection: Connection, deadline: Deadline) -> int | None:
         """Return how many partitions there are; ``None`` when nobody has written that down by the deadline.
@@ -209,6 +247,11 @@ class Engine:
             self._sender.close(deadline)
         finally:
             self._lines.close()
+            watches = list(self._watches)
+            for watch in watches:
+                watch.leave()
+            for watch in watches:
+                watch.stop()
 
 
 def finish_all(finish: Callable[[Engine, float], None], timeout_s: float) -> Iterator[LogUnavailable]:
@@ -226,6 +269,13 @@ def finish_all(finish: Callable[[Engine, float], None], timeout_s: float) -> Ite
 
 def _finish(finish: Callable[[Engine, float], None], engine: Engine, deadline: Deadline) -> None:
     finish(engine, max(0.0, deadline.left_s))
+
+
+def _retire(outgoing: sender.Sender, watches: set[Watch]) -> None:
+    """Let go of what a client leaves behind that nobody refers to any more."""
+    outgoing.retire()
+    for watch in watches:
+        watch.leave()
 
 
 def _encoded(question: Question) -> bytes:

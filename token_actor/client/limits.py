@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from token_actor.client.outage import Outage
 from token_actor.client.questions import Questions, tenant_of
 from token_actor.client.recording import make_event
+from token_actor.core.killing import is_killed, kill_limit
 from token_actor.core.limits import estimate_of
 from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
 from token_actor.core.usage import DIMENSIONS, seconds_to_ms
@@ -53,6 +54,21 @@ class Limits(Questions):
         deleted: bool = answer["deleted"]
         return deleted
 
+    def kill(self, *, timeout_s: float | None = None, **selector: str) -> str:
+        """Refuse every reservation of what has all these names (``agent="a"``) until ``revive``; return the limit.
+
+        A tenant is only what ``selector`` says. What is reserved already stays so, and what is used all the
+        same is counted. Raises ``InvalidValue`` when nothing is named.
+        """
+        limit = kill_limit(selector)
+        self.put_limit(limit, timeout_s=timeout_s)
+        return limit.name
+
+    def revive(self, *, timeout_s: float | None = None, **selector: str) -> bool:
+        """End what ``kill`` of the same names began; return whether there was anything to end."""
+        name = kill_limit(selector).name
+        return self.delete_limit(name, tenant=selector.get("tenant"), timeout_s=timeout_s)
+
     def limits(
         self, *, top: int = 10, tenant: str | None = None, stale_ok: bool = False, timeout_s: float | None = None
     ) -> list[dict[str, Any]]:
@@ -66,14 +82,14 @@ class Limits(Questions):
         limits: list[dict[str, Any]] = answer["limits"]
         return limits
 
-    def explain(self, tokens: int = 0, *, timeout_s: float | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401 - dimensions and counts
+    def explain(self, tokens: int | None = None, *, timeout_s: float | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401 - dimensions and counts
         """Return what a ``reserve`` of the same arguments would be told now, as a whole and by limit."""
         names, counts = self._call(tokens, call)
         return self._ask("explain", {"selector": names, **counts}, names, stale_ok=False, timeout_s=timeout_s)
 
     def reserve(
         self,
-        tokens: int = 0,
+        tokens: int | None = None,
         *,
         wait_s: float = 0,
         ttl_s: float = TTL_MS / 1000,
@@ -85,7 +101,8 @@ class Limits(Questions):
         Where there is no room it waits its turn for ``wait_s`` at most, on top of ``timeout_s``.
 
         ``tokens`` is what it may use of any kind; better known counts are ``input_tokens``,
-        ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``, and ``cost_usd``. Dimensions go
+        ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``, and ``cost_usd``. Without any of them
+        it is what the last calls of this agent and model used; ``decision["estimate"]`` tells. Dimensions go
         before the client's own. What is not settled within ``ttl_s`` expires as each limit says. Raises
         ``RateLimited`` when a limit has no room, ``InvalidValue`` (a ``ValueError``) naming the argument.
         While the actor cannot be reached it is decided as ``on_outage`` of the limits says, and is ``degraded``.
@@ -165,10 +182,11 @@ class Limits(Questions):
         arguments = {**arguments, "reservation": name}
         return dict(self._engine.command(operation, arguments, tenant=tenant, event=event, timeout_s=timeout_s))
 
-    def _call(self, tokens: int, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    def _call(self, tokens: int | None, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the dimensions of a call, and what it may use. Raises ``InvalidValue`` naming the argument."""
         given: dict[str, Any] = {name: value for name, value in call.items() if value is not None}
-        given["tokens"] = tokens
+        if tokens is not None:
+            given["tokens"] = tokens
         if isinstance(given.get("cost_usd"), Decimal):
             given["cost_usd"] = str(given["cost_usd"])
         named: dict[str, str] = {name: given.pop(name) for name in DIMENSIONS if name in given}
@@ -249,8 +267,11 @@ def refusal(answer: Mapping[str, Any]) -> RateLimited:
     """Return the error that says what refused a call, and when to try again."""
     wait_ms = answer["retry_after_ms"]
     when = "it can never fit" if wait_ms is None else f"try again in {wait_ms / 1000:g} s"
+    why = f"limit {answer['limit']!r} has {answer['remaining']} of {answer['amount']} left; {when}"
+    if is_killed(answer["limit"], answer["amount"]):
+        why = f"killed by limit {answer['limit']!r}; it is refused until that is revived"
     return RateLimited(
-        f"limit {answer['limit']!r} has {answer['remaining']} of {answer['amount']} left; {when}",
+        why,
         retry_after_s=None if wait_ms is None else wait_ms / 1000,
         limit=answer["limit"],
         used=answer["used"],

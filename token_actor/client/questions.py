@@ -190,13 +190,15 @@ class Questions:
         return export_csv(plain, oldest_first, HISTORY_CELLS)
 
     def summary(self, **selector: str) -> str:
-        """Return a page of text for people: totals, and the largest models, agents and sessions."""
+        """Return a page of text for people: totals, the largest models, agents and sessions, the fullest limits."""
         left_s = self._time_left(None)
         groups = {
             dimension: self._analytics({"group_by": [dimension], "limit": 5}, selector, timeout_s=left_s())
             for dimension in ("model", "agent", "session")
         }
-        return fleet_summary(groups, selector)
+        where = self._only_tenant(selector.get("tenant"))
+        limits = self._ask("limits", {"top": 100}, where, stale_ok=False, timeout_s=left_s())
+        return fleet_summary(groups, selector, limits["limits"])
 
     def status(self, *, tenant: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
         """Return what the actor says of itself: epoch, position in the log, duplicates, dead letters, sizes."""

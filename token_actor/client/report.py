@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.usage import TOKEN_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
-def fleet_summary(groups: Mapping[str, Mapping[str, Any]], selector: Mapping[str, str]) -> str:
-    """Return a page for people: the totals, and for each dimension its largest groups.
+LIMITS_SHOWN: Final = 5
 
-    ``groups`` has one answer to ``analytics`` per dimension; all of them have the same totals.
+
+def fleet_summary(
+    groups: Mapping[str, Mapping[str, Any]], selector: Mapping[str, str], limits: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Return a page for people: the totals, for each dimension its largest groups, and the fullest limits.
+
+    ``groups`` has one answer to ``analytics`` per dimension; all of them have the same totals. ``limits`` are
+    those in force, with the values of ``by`` of which most is taken.
     """
     total = next(iter(groups.values()))
     scope = ", ".join(f"{dimension}={name}" for dimension, name in selector.items()) or "everything"
@@ -28,7 +34,26 @@ def fleet_summary(groups: Mapping[str, Mapping[str, Any]], selector: Mapping[str
                 f"  {group[dimension]}: {group['total_tokens']:,} tokens in {group['requests']:,} requests"
                 for group in named
             ]
-    return "\n".join(lines)
+    taken = _limit_lines(limits, selector)
+    return "\n".join([*lines, *(["", "Limits:", *taken] if taken else [])])
+
+
+def _limit_lines(limits: Sequence[Mapping[str, Any]], selector: Mapping[str, str]) -> list[str]:
+    """Return a line for each of the fullest limits that a selector does not leave out."""
+    found = [
+        (top["remaining"] / max(1, top["amount"]), limit, top)
+        for limit in limits
+        for top in limit["top"]
+        if all({**limit["selector"], **top["scope"]}.get(name, value) == value for name, value in selector.items())
+    ]
+    return [_limit_line(limit, top) for _, limit, top in sorted(found, key=lambda each: each[0])[:LIMITS_SHOWN]]
+
+
+def _limit_line(limit: Mapping[str, Any], top: Mapping[str, Any]) -> str:
+    scope = ", ".join(value or "-" for value in top["scope"].values())
+    name = f"{limit['name']} ({scope})" if scope else limit["name"]
+    figures = f"{top['used']:,} used, {top['reserved']:,} reserved, {top['remaining']:,} of {top['amount']:,} remaining"
+    return f"  {name}: {figures} ({limit['unit']})"
 
 
 def cost_text(sums: Mapping[str, Any]) -> str:

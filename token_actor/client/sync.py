@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Self
 from token_actor.client.lease_keeper import Keeper
 from token_actor.client.lease_lender import Terms
 from token_actor.client.leases import LEASE_S, Lease
-from token_actor.client.limits import Limits, check_ttl
+from token_actor.client.limits import check_ttl
 from token_actor.client.manager import SharedTokenManager
+from token_actor.client.notices import Notices
+from token_actor.client.observed import ObservedLimits
 from token_actor.client.questions import tenant_of
 from token_actor.client.recording import make_event
 from token_actor.core.analytics import SessionRules
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from token_actor.client.questions import Moment, Questions
 
 
-class SyncFace(Limits):
+class SyncFace(ObservedLimits, Notices):
     """Record usage, ask questions, and reserve quota. Safe to share between threads, and across a fork."""
 
     def __init__(self, engine: Engine) -> None:

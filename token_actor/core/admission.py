@@ -51,6 +51,7 @@ class Admission:
         picked = np.arange(len(log_ms)) if events is None else events
         start = 0
         while start < len(log_ms):
+            limits.watch.at(int(columns.entry[start]))
             self.advance(int(log_ms[start]))
             stop = int(np.searchsorted(log_ms, min(self._next_ms(), limits.next_hour_ms)))
             first, last = np.searchsorted(picked, (start, stop)).tolist()
@@ -102,16 +103,20 @@ class Admission:
         standings = self._reservations.standings(wish.names, wish.estimate, now_ms)
         wants_to_wait = wish.deadline_ms > now_ms
         if not self.room and not wants_to_wait:  # the everyday case
-            return {**self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms), "waited_ms": 0}
+            return self._grant(wish, standings, now_ms)
         order, values = self.room.next_order(standings, wish.names)
         blocked, due_ms = self._blocked(standings, order, now_ms)
         if not blocked:
-            return {**self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms), "waited_ms": 0}
+            return self._grant(wish, standings, now_ms)
         never = any(standing.enforced and standing.never for standing in standings)
         if not wants_to_wait or never or len(self.room) >= WAITING_MAX:
             return self._refusal(wish, standings, blocked, due_ms, now_ms)
         self.room.add(Waiter(wish, order, _keys_of(standings), blocked, due_ms), values)
         return None
+
+    def _grant(self, wish: Wish, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
+        answer = self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms)
+        return {**answer, **wish.notes(now_ms)}
 
     def _blocked(self, standings: Sequence[Standing], order: Order, now_ms: int) -> tuple[frozenset[Key], int]:
         """Return the limits that lack room, or where others come first; and when there may be room."""
@@ -138,7 +143,7 @@ class Admission:
             binding.meter.refused += 1
             wait_ms = max(1, due_ms - now_ms) if due_ms < _NO_TIME else wish.ttl_ms
             answer = {**answer, **shown(binding), "granted": False, "retry_after_ms": wait_ms}
-        return {**answer, "reservation": None, "expires_ms": None, "waited_ms": now_ms - wish.asked_ms}
+        return {**answer, "reservation": None, "expires_ms": None, **wish.notes(now_ms)}
 
     # --- those who wait --------------------------------------------------------------------------
 
@@ -189,8 +194,7 @@ class Admission:
             self.room.block(waiter, blocked, max(due_ms, now_ms + 1))
             return False
         self.room.remove(wish.reservation, granted=True)
-        answer = self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms)
-        self._told.append((wish.client, wish.request_id, {**answer, "waited_ms": now_ms - wish.asked_ms}))
+        self._told.append((wish.client, wish.request_id, self._grant(wish, standings, now_ms)))
         return True
 
     def _dismiss(self, waiter: Waiter, now_ms: int) -> None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.columns import Rejection, columns_of
 from token_actor.core.limits import estimate_of, limit_of
+from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import RELEASED
 from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
+from token_actor.core.series import check_selector
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import check_name
 from token_actor.core.waiting import WAIT_MS_MAX, Wish
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from token_actor.core.admission import Told
     from token_actor.core.ledger import Ledger
+    from token_actor.core.limits import Limit
     from token_actor.core.usage import Event
 
 Carried: TypeAlias = "tuple[dict[str, Any] | None, list[Rejection]]"  # the answer, and what could not be counted
@@ -84,8 +87,9 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
     if operation is None:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
-    carried = operation(ledger, command)
-    ledger.admission.serve(ledger.log_ms)
+    with ledger.limits.watch.step(ledger.log_ms):
+        carried = operation(ledger, command)
+        ledger.admission.serve(ledger.log_ms)
     return carried
 
 
@@ -133,10 +137,7 @@ def _reset(ledger: Ledger, command: Command) -> Carried:
 def _put_limit(ledger: Ledger, command: Command) -> Carried:
     """Put a limit in force; what it counted before under the same name still counts if it can."""
     _check_arguments(command, "limit")
-    fields = command.arguments.get("limit")
-    if not isinstance(fields, dict):
-        raise InvalidValue("limit", "must be a map", reason="decode")
-    limit = limit_of(fields)
+    limit = _limit(command, "limit")
     kept = ledger.limits.put(limit, ledger.log_ms)
     return {"limit": limit.as_map(), "counters_kept": kept}, []
 
@@ -148,6 +149,32 @@ def _delete_limit(ledger: Ledger, command: Command) -> Carried:
     return {"deleted": ledger.limits.delete(name)}, []
 
 
+def _pause_limit(ledger: Ledger, command: Command) -> Carried:
+    """Let limits grant nothing for a while: the one named, or all that cover just what is selected.
+
+    Where there is none of those, the limit ``otherwise`` is put in force and paused, if it is given.
+    """
+    _check_arguments(command, "name", "selector", "for_ms", "otherwise")
+    for_ms = check_pause_ms(command.arguments.get("for_ms"))
+    name, selector = check_name("name", command.arguments.get("name")), command.arguments.get("selector")
+    if (not name) == (selector is None):
+        raise InvalidValue("name", "or selector must be given, and not both", reason="decode")
+    names = [name] if selector is None else selecting(ledger.limits, check_selector(selector))
+    if not names and command.arguments.get("otherwise") is not None:
+        limit = _limit(command, "otherwise")
+        if limit.name not in ledger.limits.meters:  # somebody's own limit of that name is not ours to change
+            ledger.limits.put(limit, ledger.log_ms)
+        names = [limit.name]
+    return pause_limits(ledger.limits, names, ledger.log_ms, for_ms), []
+
+
+def _limit(command: Command, argument: str) -> Limit:
+    fields = command.arguments.get(argument)
+    if not isinstance(fields, dict):
+        raise InvalidValue(argument, "must be a map", reason="decode")
+    return limit_of(fields)
+
+
 def _reserve(ledger: Ledger, command: Command) -> Carried:
     """Decide over all limits that cover a call, and hold what it may use."""
     arguments = dict(command.arguments)
@@ -157,10 +184,11 @@ def _reserve(ledger: Ledger, command: Command) -> Carried:
     estimate = estimate_of(arguments)
     if reservation in ledger.admission.room.waiters:
         return None, []
-    names = ledger.series.counted_as(estimate.series)
-    now_ms = ledger.log_ms
+    names, now_ms = ledger.series.counted_as(estimate.series), ledger.log_ms
+    estimate, source = ledger.requests.completed(names, estimate, arguments)
     who = (reservation, command.client, command.request_id)
-    return ledger.admission.ask(Wish(*who, tuple(names), estimate, ttl_ms, now_ms, now_ms + wait_ms), now_ms), []
+    wish = Wish(*who, tuple(names), estimate, ttl_ms, now_ms, now_ms + wait_ms, source)
+    return ledger.admission.ask(wish, now_ms), []
 
 
 def _settle(ledger: Ledger, command: Command) -> Carried:
@@ -223,6 +251,7 @@ COMMANDS: Final[Mapping[str, Callable[[Ledger, Command], Carried]]] = {
     "reset": _reset,
     "put_limit": _put_limit,
     "delete_limit": _delete_limit,
+    "pause_limit": _pause_limit,
     "reserve": _reserve,
     "settle": _settle,
     "extend": _extend,

@@ -29,6 +29,7 @@ _SESSION: Final = DIMENSIONS.index("session")
 
 def fold_idle_sessions(ledger: Ledger, rows_kept: int) -> None:
     """Fold the sessions idle longest until about ``rows_kept`` rows are left."""
+    ledger.requests.forget_rows()
     new_rows = ledger.series.fold_sessions(_longest_idle(ledger, len(ledger.series) - rows_kept))
     _move_counters(ledger, new_rows, len(ledger.series))
     ledger.frames.renumber(new_rows)

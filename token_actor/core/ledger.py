@@ -19,6 +19,7 @@ from token_actor.core.admission import Admission
 from token_actor.core.answers import Answers
 from token_actor.core.columns import Bools, Columns, Int64s, Rejection, Run, grown
 from token_actor.core.dedupe import PRODUCERS_MAX, ProducerMarks
+from token_actor.core.estimates import RecentRequests
 from token_actor.core.folding import FOLD_ABOVE, FOLD_DOWN_TO, fold_idle_sessions
 from token_actor.core.frames import RETENTION_MS, SUMS, FrameSet
 from token_actor.core.limit_table import LimitTable
@@ -76,7 +77,7 @@ class Ledger:
     of its first and last event, ``peak_tokens`` the input + output of its largest request.
     ``dead`` counts what was rejected, by reason. ``resets`` are the baselines of sessions by (tenant,
     session), ``answers`` those given to commands by (client, request id). ``log_ms`` is the log
-    time, kept by ``time``. ``row_blocks`` knows which of the rows changed.
+    time, kept by ``time``. ``row_blocks`` knows which of the rows changed. Estimates come from ``requests``.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -93,6 +94,7 @@ class Ledger:
         self.last_ms: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.peak_tokens: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.row_blocks = RowBlocks()
+        self.requests = RecentRequests(self.series)
         self.limits = LimitTable()
         self.reservations = Reservations(self.limits)
         self.admission = Admission(self.reservations)
@@ -110,6 +112,7 @@ class Ledger:
             before, columns = columns.split(begins)
             if begins:
                 rejections += self._apply(before)
+            self.limits.watch.at(int(columns.entry[0]))
             self.advance(int(columns.log_ms[0]))
         return rejections + self._apply(columns)
 
@@ -178,7 +181,7 @@ class Ledger:
 
     def tick(self, id_ms: int) -> None:
         """Move on to the log time of an entry whose id says ``id_ms``."""
-        self.advance(int(self.time.read(np.array([id_ms], dtype=np.int64))[0]))
+        self.advance(self.time.move(id_ms))
 
     def tell(self, id_ms: int, now_ms: int, epoch: int) -> None:
         """Take what the leader of ``epoch`` says the time is, in an entry whose id says ``id_ms``."""
@@ -271,6 +274,7 @@ class Ledger:
         self._count_flags(rows, flags)
         self._note_times(rows, log_ms, counts)
         self.frames.add(rows, event_ms, values)
+        self.requests.add(rows, counts, cost)
         self.recent.append(
             rows,
             {

@@ -21,13 +21,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from heapq import nlargest
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from token_actor.core.limit_buckets import BucketCounters
+from token_actor.core.limit_calendars import CalendarCounters
 from token_actor.core.limit_windows import WindowCounters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from token_actor.core.columns import Int64s
     from token_actor.core.limits import Limit, Refund
@@ -165,8 +166,14 @@ class ConcurrencyCounters:
         self._held = list(dumped["held"])
 
 
+_CLASSES: Final[Mapping[str, Callable[[Limit], Counters]]] = {
+    "window": WindowCounters,
+    "bucket": BucketCounters,
+    "calendar": CalendarCounters,
+    "concurrency": ConcurrencyCounters,
+}
+
+
 def counters_of(limit: Limit) -> Counters:
     """Return new counters for a limit."""
-    if limit.kind == "window":
-        return WindowCounters(limit)
-    return BucketCounters(limit) if limit.kind == "bucket" else ConcurrencyCounters(limit)
+    return _CLASSES[limit.kind](limit)

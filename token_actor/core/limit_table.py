@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from token_actor.core.columns import Int64s, grown
+from token_actor.core.limit_calendars import CalendarCounters
 from token_actor.core.limit_counters import counters_of
 from token_actor.core.limits import limit_of
+from token_actor.core.pauses import Pause
 from token_actor.core.series import OTHER
+from token_actor.core.thresholds import Told, Watch
 from token_actor.core.usage import SEPARATOR
 from token_actor.errors import InvalidValue
 
@@ -39,7 +42,8 @@ class Meter:
 
     ``number`` is never given twice, so a hold on counters that are gone cannot hit others. ``scopes``
     maps values of ``by`` to their counters. ``holders`` are the open reservations of each value.
-    ``refused`` counts decisions, ``debt`` what was used beyond what was reserved.
+    ``refused`` counts decisions, ``debt`` what was used beyond what was reserved. During its ``pause`` it
+    grants nothing. ``told`` are the thresholds that were told; ``None`` for a limit without periods.
     """
 
     def __init__(self, number: int, limit: Limit) -> None:
@@ -47,10 +51,12 @@ class Meter:
         self.number = number
         self.limit = limit
         self.counters = counters_of(limit)
+        self.told = Told(self.counters, limit) if isinstance(self.counters, CalendarCounters) else None
         self.scopes: dict[str, int] = {}
         self.holders: dict[str, dict[str, None]] = {}
         self.refused = 0
         self.debt = 0
+        self.pause = Pause()
         self._scope_of_row: Int64s = np.zeros(0, dtype=np.int64)
 
     def find(self, scope: str) -> int | None:
@@ -63,6 +69,8 @@ class Meter:
         if name not in self.scopes:
             self.scopes[name] = len(self.scopes)
             self.counters.make_room(len(self.scopes))
+            if self.told is not None:
+                self.told.make_room(len(self.scopes))
         return self.scopes[name]
 
     def name_of(self, scope: str) -> str:
@@ -73,7 +81,9 @@ class Meter:
     def _other(self) -> str:
         return SEPARATOR.join([OTHER] * max(1, len(self.limit.by)))
 
-    def count(self, series: SeriesTable, rows: Int64s, values: tuple[Int64s, Int64s], log_ms: Int64s) -> None:
+    def count(
+        self, series: SeriesTable, rows: Int64s, values: tuple[Int64s, Int64s], log_ms: Int64s, watch: Watch
+    ) -> None:
         """Count usage in log order; ``values`` are the counts, of shape (5, n), and the cost."""
         if len(series) > len(self._scope_of_row):
             known = len(self._scope_of_row)
@@ -88,10 +98,10 @@ class Meter:
             scopes = self._scope_of_row[rows]
         charges = self.limit.charges_of(*values)
         covered = scopes != _NOT_COVERED
-        if not covered.all():
-            scopes, charges, log_ms = scopes[covered], charges[covered], log_ms[covered]
-        if len(scopes):
-            self.counters.add(scopes, charges, log_ms)
+        if covered.all():
+            watch.count(self, scopes, charges, log_ms, None)
+        elif covered.any():
+            watch.count(self, scopes[covered], charges[covered], log_ms[covered], covered)
 
     def largest(self, count: int, now_ms: int) -> list[str]:
         """Return so many values of ``by`` with most taken, the fullest first."""
@@ -108,8 +118,12 @@ class Meter:
         if len(self.scopes) <= SCOPES_MAX // 2:
             return
         idle = set(self.counters.idle(now_ms))
+        if self.told is not None:
+            idle -= self.told.of_now(now_ms)
         kept = {scope: index for scope, index in self.scopes.items() if index not in idle}
         self.counters.keep(list(kept.values()))
+        if self.told is not None:
+            self.told.keep(list(kept.values()))
         self.scopes = dict(zip(kept, range(len(kept)), strict=True))
         self.forget_rows()
 
@@ -120,8 +134,10 @@ class Meter:
             "limit": self.limit.as_map(),
             "scopes": list(self.scopes),
             "counters": self.counters.dump(len(self.scopes)),
+            "told": None if self.told is None else self.told.dump(),
             "refused": self.refused,
             "debt": self.debt,
+            "pause": list(self.pause),
         }
 
     @classmethod
@@ -130,14 +146,17 @@ class Meter:
         meter = cls(dumped["number"], limit_of(dumped["limit"]))
         meter.scopes = {scope: index for index, scope in enumerate(dumped["scopes"])}
         meter.counters.restore(dumped["counters"], len(meter.scopes))
-        meter.refused, meter.debt = dumped["refused"], dumped["debt"]
+        if meter.told is not None:
+            meter.told.restore(dumped["told"], len(meter.scopes))
+        meter.refused, meter.debt, meter.pause = dumped["refused"], dumped["debt"], Pause(*dumped["pause"])
         return meter
 
 
 class LimitTable:
     """Hold the limits in force by name, in the order in which they were first put.
 
-    ``version`` grows with every change, so that who has a copy knows when it is old.
+    ``version`` grows with every change, so that who has a copy knows when it is old. ``watch`` collects
+    what is to be told of budgets.
     """
 
     def __init__(self) -> None:
@@ -147,6 +166,7 @@ class LimitTable:
         self._next_number = 1
         self._hour = 0
         self.version = 0
+        self.watch = Watch()
 
     def __len__(self) -> int:
         """Return how many limits are in force."""
@@ -162,13 +182,18 @@ class LimitTable:
         if known is not None and known.limit.shape == limit.shape:
             known.counters.change(limit, now_ms)
             known.limit = limit
+            if known.told is not None:
+                known.told.change(limit)
+                self.watch.touch(known, known.scopes.values())
             self.version += 1
             return True
         if known is None and len(self.meters) >= LIMITS_MAX:
             raise InvalidValue("limit", f"is one too many: there are {LIMITS_MAX}; delete one first")
+        meter = Meter(self._next_number, limit)
         if known is not None:
             del self._by_number[known.number]
-        self._take(Meter(self._next_number, limit))
+            meter.pause = known.pause  # whatever it counts, its provider still wants to hear nothing
+        self._take(meter)
         self._next_number += 1
         self.version += 1
         return False
@@ -198,7 +223,8 @@ class LimitTable:
         """Count the events ``picked`` of a read; ``rows`` and ``log_ms`` are those of all its events."""
         values = (columns.counts[:, picked], columns.cost[picked])
         for meter in self.meters.values():
-            meter.count(series, rows[picked], values, log_ms[picked])
+            meter.count(series, rows[picked], values, log_ms[picked], self.watch)
+        self.watch.tell(columns.entry[picked])
 
     def advance(self, log_ms: int) -> None:
         """Make room where the log enters a new hour."""
@@ -222,6 +248,9 @@ class LimitTable:
         self._hour = min(self._hour, now_ms // HOUR_MS)
         for meter in self.meters.values():
             meter.counters.set_back(now_ms)
+            meter.pause = meter.pause.set_back(now_ms)
+            self.watch.touch(meter, meter.scopes.values())
+        self.watch.look(now_ms)
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values and arrays."""

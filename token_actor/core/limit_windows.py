@@ -37,6 +37,7 @@ class WindowCounters:
         self._used: Int64s = np.zeros(_FIRST_CAPACITY, dtype=np.int64)  # sums of the ring
         self._held: dict[int, dict[int, int]] = {}  # by sub-bucket and scope
         self._held_sums: dict[int, int] = {}
+        self._forgotten = -_KEPT  # the newest place that was not kept when time was last set back
 
     def change(self, limit: Limit, now_ms: int) -> None:
         """Count for a limit of the same shape from now on; what is taken stays taken."""
@@ -153,6 +154,7 @@ class WindowCounters:
     def set_back(self, now_ms: int) -> None:
         """Count what lies after ``now_ms`` as taken now: log time moves back to it."""
         bucket = now_ms // self._width_ms
+        self._forgotten = self._newest - _KEPT
         for later in range(max(bucket, self._newest - SUB_BUCKETS), self._newest + 1):
             if later != bucket:
                 self._ring[bucket % _KEPT] += self._ring[later % _KEPT]
@@ -164,8 +166,8 @@ class WindowCounters:
                 held[scope] = held.get(scope, 0) + amount
 
     def place_now(self, place: int) -> int:
-        """Return where a hold lies now, right after ``set_back``."""
-        return min(place, self._newest)
+        """Return where a hold lies now, right after ``set_back``; what was forgotten lies nowhere."""
+        return min(place, self._newest) if place > self._forgotten else -_KEPT
 
     def largest(self, count: int, now_ms: int) -> list[int]:
         """Return so many scopes with most taken, the fullest first."""

@@ -7,11 +7,13 @@ where is in ``limit_table``. A new kind is a name here and a class of counters t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from token_actor.core.analytics import check_number
+from token_actor.core.calendars import PERIODS, WEEKDAYS, zone_of
 from token_actor.core.usage import (
     DIMENSIONS,
     SEPARATOR,
@@ -33,14 +35,14 @@ if TYPE_CHECKING:
 CONCURRENCY: Final = "concurrency"  # a unit and a kind: reservations that are open at once
 TOKEN_UNITS: Final = ("tokens", "input_tokens", "output_tokens")
 UNITS: Final = (*TOKEN_UNITS, "requests", "cost_nanousd", CONCURRENCY)
-KINDS: Final = ("window", "bucket", CONCURRENCY)
+CALENDAR: Final = "calendar"
+KINDS: Final = ("window", "bucket", CALENDAR, CONCURRENCY)
 MODES: Final = ("enforce", "shadow")
 ON_EXPIRE: Final = ("charge", "refund")
 ON_OUTAGE: Final = ("closed", "open", "safe")
-PERIODS: Final = ("day", "week", "month")
-WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 THRESHOLDS: Final = (50, 80, 100)  # per cent of a budget at which somebody wants to be told
-THRESHOLD_MAX: Final = 1_000
+THRESHOLD_MAX: Final = 1_000  # per cent: what is used without having been reserved is not refused
+THRESHOLDS_LEN_MAX: Final = 10  # each is an event per value of ``by`` and period
 SAFE_SHARE: Final = 0.01  # with a hundred clients the fleet then grants about as much as with the actor
 
 AMOUNT_MAX: Final = 10**18  # a billion dollars in nano-USD; fits an int64
@@ -91,11 +93,11 @@ class Limit:
     ``on_expire`` says what becomes of a reservation that nobody settled.
 
     A ``calendar`` limit grants ``amount`` per ``period`` (``day``, ``week``, ``month``) of the time zone
-    ``tz``, weeks beginning on ``week_start``; at each of its ``thresholds``, in per cent, it is told once
-    per period (``None`` means 50, 80 and 100). Where calls wait for quota, the values of the dimensions
-    ``fair_by`` take turns; none means first come, first served. ``on_outage`` says what a client decides
-    when the actor cannot be reached: refuse (``closed``), grant (``open``), or grant ``safe_share`` of the
-    amount by itself (``safe``).
+    ``tz``, weeks beginning on ``week_start``; ``seconds`` means nothing to it. At each of its ``thresholds``,
+    in per cent, it is told once per period (``None`` means 50, 80 and 100; an empty list, never). Where calls
+    wait for quota, the values of the dimensions ``fair_by`` take turns; none means first come, first served.
+    ``on_outage`` says what a client decides when the actor cannot be reached: refuse (``closed``), grant
+    (``open``), or grant ``safe_share`` of the amount by itself (``safe``).
     """
 
     name: str
@@ -141,6 +143,19 @@ class Limit:
         if not 0 <= check_number("safe_share", self.safe_share) <= 1:
             raise InvalidValue("safe_share", f"must be between 0 and 1, not {self.safe_share!r}")
         self._set(per_mille=_checked_weights(self.unit, self.weights))
+        self._check_calendar()
+
+    def _check_calendar(self) -> None:
+        if self.kind != CALENDAR:
+            for name, usual in (("period", None), ("tz", "UTC"), ("thresholds", None)):
+                if getattr(self, name) != usual:
+                    raise InvalidValue(name, f"is for calendars, not for {self.kind!r}")
+            return
+        if self.period not in PERIODS:
+            raise InvalidValue("period", f"must be one of {', '.join(PERIODS)}, not {self.period!r}")
+        zone_of(check_name("tz", self.tz))
+        if self.thresholds is not None:
+            self._set(thresholds=_checked_thresholds(self.thresholds))
 
     def _set(self, **fields: object) -> None:
         for name, value in fields.items():
@@ -159,7 +174,15 @@ class Limit:
     @property
     def shape(self) -> tuple[object, ...]:
         """Return what the counters depend on: two limits of one shape can share them."""
-        return (self.unit, self.kind, self.window_ms, self.by, tuple(sorted(self.selector.items())), self.per_mille)
+        time = (self.period, self.tz, self.week_start) if self.kind == CALENDAR else (self.window_ms,)
+        return (self.unit, self.kind, time, self.by, tuple(sorted(self.selector.items())), self.per_mille)
+
+    @property
+    def told_at(self) -> Sequence[int]:
+        """Return at which per cent of the amount somebody is told; only calendars tell."""
+        if self.kind != CALENDAR:
+            return ()
+        return THRESHOLDS if self.thresholds is None else self.thresholds
 
     def scope_of(self, names: Sequence[str]) -> str | None:
         """Return the value of ``by`` that a tuple of seven names counts under; ``None`` when it is not covered."""
@@ -265,6 +288,18 @@ def _checked_dimensions(field_name: str, value: object) -> tuple[str, ...]:
     if len(set(value)) != len(value):
         raise InvalidValue(field_name, "must not name a dimension twice")
     return tuple(value)
+
+
+def _checked_thresholds(thresholds: object) -> tuple[int, ...]:
+    if not isinstance(thresholds, list | tuple) or any(type(each) is not int for each in thresholds):
+        raise InvalidValue("thresholds", "must be a list of ints, in per cent", reason="type")
+    if len(thresholds) > THRESHOLDS_LEN_MAX:
+        raise InvalidValue("thresholds", f"must be at most {THRESHOLDS_LEN_MAX}, not {len(thresholds)}")
+    if not all(1 <= each <= THRESHOLD_MAX for each in thresholds):
+        raise InvalidValue("thresholds", f"must be between 1 and {THRESHOLD_MAX} per cent")
+    if any(one >= next_one for one, next_one in pairwise(thresholds)):
+        raise InvalidValue("thresholds", "must grow from each to the next")
+    return tuple(thresholds)
 
 
 def _checked_weights(unit: str, weights: object) -> tuple[int, ...]:

@@ -63,6 +63,15 @@ class LogTime:
         self.now_ms = int(times[-1])
         return times
 
+    def move(self, id_ms: int) -> int:
+        """Return the log time of one entry, and move on to it: ``read`` of it alone, without an array."""
+        before = self.id_ms or id_ms
+        leap = max(0, id_ms - before - LEAP_MS_MAX)
+        self._held_ms += leap
+        self.id_ms = id_ms
+        self.now_ms = max(self.now_ms, id_ms + self.correction_ms - self._held_ms)
+        return self.now_ms
+
     def _leaps(self, id_ms: Int64s) -> Int64s | None:
         """Return by how much leaps up to each entry exceed what counts of them; ``None`` for not at all."""
         before = self.id_ms or int(id_ms[0])

@@ -254,6 +254,7 @@ def _limits(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[s
                 "refused": meter.refused,
                 "waiting": ledger.admission.room.needing(meter.number),
                 "debt": meter.debt,
+                "paused_ms": meter.pause.left_ms(now_ms),
                 "top": [standing_of(meter, scope, 0, now_ms).figures() for scope in meter.largest(top, now_ms)],
             }
             for meter in ledger.limits.meters.values()
@@ -263,12 +264,14 @@ def _limits(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[s
 
 def _explain(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """Say which limits cover a call, and what they would say to it now."""
-    estimated = {name: value for name, value in arguments.items() if name != "selector"}
-    estimate = estimate_of({**estimated, **check_selector(arguments.get("selector", {}))})
-    reservations = ledger.reservations
-    standings = reservations.standings(ledger.series.counted_as(estimate.series), estimate, now_ms)
+    given = {name: value for name, value in arguments.items() if name != "selector"}
+    asked = estimate_of({**given, **check_selector(arguments.get("selector", {}))})
+    reservations, names = ledger.reservations, ledger.series.counted_as(asked.series)
+    estimated = ledger.requests.completed(names, asked, given)
+    standings = reservations.standings(names, estimated.estimate, now_ms)
     return {
         **reservations.decide(standings, now_ms),
+        "estimate": estimated.as_map(),
         "limits": [
             {
                 "name": standing.meter.limit.name,

@@ -89,6 +89,7 @@ class Reservations:
             meter.counters.unhold(counter, hold.place, hold.amount, found.expires_ms, charge=charge)
             if charge:
                 charged.append(hold)
+        self.limits.watch.look(found.expires_ms)
         self.expired += 1
         self._remember(reservation, Closed(TRANSITIONS[OPEN, "expire"][0], tuple(charged)))
 
@@ -106,8 +107,13 @@ class Reservations:
         meter, counter = standing.meter, standing.meter.find(standing.scope)
         if standing.never:
             return None
+        if standing.cost <= standing.left:  # only the pause refuses
+            return standing.paused_ms
         assert counter is not None, "what was never used has room"
-        return meter.counters.retry_after_ms(counter, standing.cost, now_ms, list(self._refunds(meter, standing.scope)))
+        wait_ms = meter.counters.retry_after_ms(
+            counter, standing.cost, now_ms, list(self._refunds(meter, standing.scope))
+        )
+        return max(wait_ms, standing.paused_ms)
 
     def _refunds(self, meter: Meter, scope: str) -> Iterator[Refund]:
         if meter.limit.gives_back:
@@ -271,6 +277,7 @@ class Reservations:
             meter = self.limits.with_number(hold.meter)
             counter = None if meter is None else meter.scopes.get(hold.scope)
             if meter is not None and counter is not None:
+                self.limits.watch.touch(meter, [counter])
                 yield hold, meter, counter
 
     def take_freed(self) -> list[tuple[int, str]]:

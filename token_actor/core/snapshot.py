@@ -46,6 +46,7 @@ class Capture:
             *ledger.message_ids.capture(),
             *ledger.frames.capture(),
             *ledger.answers.capture(),
+            *ledger.requests.capture(),
             *_resets(ledger.resets.copy()),
             *_limits(ledger),
         ]
@@ -112,6 +113,7 @@ def restore(segments: Mapping[str, Sequence[Tree]], bounds: Bounds | None = None
         raise SnapshotError("the snapshot has an event of a series that it has not")
     ledger.recent.restore(recent, head["next_place"])
     ledger.answers.restore(_part(segments, head, "answers"))
+    ledger.requests.restore(_part(segments, head, "estimates"))
     for tree in _part(segments, head, "limits"):
         ledger.limits.restore(tree["limits"])
         ledger.reservations.restore(tree["reservations"])

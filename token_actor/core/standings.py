@@ -18,11 +18,17 @@ class Standing(NamedTuple):
     cost: int
     used: int
     reserved: int
+    paused_ms: int = 0
+
+    @property
+    def left(self) -> int:
+        """Return what is not taken, whether or not it can be granted now."""
+        return max(0, self.meter.limit.capacity - self.used - self.reserved)
 
     @property
     def remaining(self) -> int:
-        """Return what can still be granted."""
-        return max(0, self.meter.limit.capacity - self.used - self.reserved)
+        """Return what can still be granted; nothing during a pause."""
+        return 0 if self.paused_ms else self.left
 
     @property
     def fits(self) -> bool:
@@ -60,7 +66,7 @@ def standing_of(meter: Meter, scope: str, cost: int, now_ms: int) -> Standing:
     """Return how a limit stands towards a cost under one value of ``by``; changes nothing."""
     counter = meter.find(scope)
     used, reserved = (0, 0) if counter is None else meter.counters.sums(counter, now_ms)
-    return Standing(meter, scope, cost, used, reserved)
+    return Standing(meter, scope, cost, used, reserved, meter.pause.left_ms(now_ms))
 
 
 def shown(standing: Standing | None) -> dict[str, Any]:

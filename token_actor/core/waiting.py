@@ -19,6 +19,7 @@ from bisect import bisect_left, insort
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from token_actor.core.estimates import GIVEN, Estimated
 from token_actor.core.limits import Estimate
 from token_actor.core.usage import DIMENSIONS
 
@@ -36,7 +37,7 @@ _SHARE: Final = 1_000_000  # turns are counted in millionths of a limit
 
 
 class Wish(NamedTuple):
-    """Hold what somebody waits for: who asked under which request id, for what, and until when."""
+    """Hold what somebody waits for: who asked under which request id, for what, until when; who made the estimate."""
 
     reservation: str
     client: str
@@ -46,6 +47,11 @@ class Wish(NamedTuple):
     ttl_ms: int
     asked_ms: int
     deadline_ms: int
+    source: str = GIVEN
+
+    def notes(self, now_ms: int) -> dict[str, Any]:
+        """Return what an answer says of the request itself: how long it waited, and what it was taken to use."""
+        return {"waited_ms": now_ms - self.asked_ms, "estimate": Estimated(self.estimate, self.source).as_map()}
 
 
 class Waiter(NamedTuple):
@@ -207,10 +213,10 @@ class WaitingRoom:
     def restore(self, dumped: Mapping[str, Any]) -> None:
         """Take over what ``dump`` returned."""
         for row in dumped["waiters"]:
-            reservation, client, request_id, names, estimate, ttl_ms, asked_ms, deadline_ms, *rest = row
+            reservation, client, request_id, names, estimate, ttl_ms, asked_ms, deadline_ms, source, *rest = row
             series, tokens, kinds, cost_nanousd, requests = estimate
             wanted = Estimate(series, tokens, tuple(kinds), cost_nanousd, requests)
-            wish = Wish(reservation, client, request_id, tuple(names), wanted, ttl_ms, asked_ms, deadline_ms)
+            wish = Wish(reservation, client, request_id, tuple(names), wanted, ttl_ms, asked_ms, deadline_ms, source)
             turn, number, keys, blocked, due_ms = rest
             self._take(Waiter(wish, (turn, number), _keys(keys), frozenset(_keys(blocked)), due_ms))
         self._arrived, self._turn = dumped["arrived"], dumped["turn"]

@@ -69,7 +69,7 @@ def remove_namespace(connection: Connection, namespace: str) -> None:
             for manifest in list_manifests(connection, keys)
             for chunk in manifest.chunks
         ]
-        streams = [keys.log, keys.ask, keys.dead, keys.snapshots]
+        streams = [keys.log, keys.ask, keys.dead, keys.notices, keys.snapshots]
         _delete(connection, [*chunks, *streams, keys.leader, keys.epoch])
     _delete(connection, [Keys(namespace).meta])
 

@@ -9,6 +9,8 @@ key                                type    what                                 
 ``{ns:p}:ask``                     stream  read-only questions                               clients
 ``{ns:p}:inbox:<client>``          stream  answers to one client; short-lived                the leader
 ``{ns:p}:dead``                    stream  what could not be applied, with the reason        the leader
+``{ns:p}:notices``                 stream  thresholds of budgets that were reached                   the leader
+``{ns:p}:notified:<consumer>``     string  the last notice that a consumer was given                 ``notify``
 ``{ns:p}:leader``                  string  who leads, as ``<epoch>:<holder>``; with a TTL     actors
 ``{ns:p}:epoch``                   string  the last epoch given to a leader                  actors
 ``{ns:p}:snapshots``               stream  manifests, with the id ``<epoch>-<n>``            the leader
@@ -57,6 +59,15 @@ class Keys:
     def dead(self) -> bytes:
         """Return the key of the stream of dead letters."""
         return self._key("dead")
+
+    @property
+    def notices(self) -> bytes:
+        """Return the key of the stream of notices."""
+        return self._key("notices")
+
+    def notified(self, consumer: str) -> bytes:
+        """Return the key of the last notice that a consumer was given."""
+        return self._key(f"notified:{check_client(consumer)}")
 
     @property
     def leader(self) -> bytes:

@@ -42,9 +42,10 @@ class PlacedCommand:
 
 @dataclass(frozen=True, slots=True)
 class PlacedClock:
-    """Hold what a leader says the time is, and what the id of its entry says."""
+    """Hold what a leader says the time is, the place of its entry in the read, and what the id of that says."""
 
     clock: ClockEntry
+    entry: int
     id_ms: int
 
 
@@ -141,7 +142,7 @@ def _take(read: DecodedRead, segment: _Segment, place: int, log_ms: int, name: b
         read.steps += [*segment.closed(), PlacedCommand(command, place, log_ms)]
     elif name == CLOCK_FIELD:
         clock = ClockEntry.decode(value)
-        read.steps += [*segment.closed(), PlacedClock(clock, log_ms)]
+        read.steps += [*segment.closed(), PlacedClock(clock, place, log_ms)]
     else:
         raise BadEntry("decode", f"unknown field name {name[:40]!r}")
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tests.fault.cast import Child, NotSeenError, until
+from tests.fault.endings import TELLS, endings, without_answer
 from tests.fault.grants import GrantBook, read_diary
 from tests.fault.scenario import Scale, Scenario
 from token_actor.actor.fold import fold
@@ -80,13 +81,15 @@ def _reserve_storm(stage: Stage, scale: Scale) -> None:
     """Kill leaders, standbys and callers, while all callers reserve under the same two limits."""
     stage.serve()
     watch = LogWatch(stage)
-    stage.check = lambda verdict: _check_grants(stage, watch, verdict)
+    gone: set[str] = set()  # killed processes of callers: number and life
+    stage.check = lambda verdict: _check_grants(stage, watch, gone, verdict)
     leading = _start_actor(stage)
     leader = stage.await_serving(noted=False)
     for limit in (WINDOW, CALLS):
         stage.client.put_limit(limit)
     processes = scale.of(*PROCESSES)
-    for number in range(1, processes + 1):
+    lives = dict.fromkeys(range(1, processes + 1), 0)
+    for number in lives:
         stage.start_producer(number, role="caller", life=0, threads=scale.of(*THREADS))
     standby = _start_actor(stage)
     deadline = time.monotonic() + scale.minutes * 60
@@ -103,6 +106,8 @@ def _reserve_storm(stage: Stage, scale: Scale) -> None:
             number = stage.random.randrange(1, processes + 1)
             stage.producers[number].kill()
             stage.faults += 1
+            gone.add(f"{number}.{lives[number]}")
+            lives[number] = turn
             stage.start_producer(number, life=turn)
         if time.monotonic() > deadline:
             stage.notes.append("the time was up")
@@ -128,17 +133,17 @@ def _echo(stage: Stage, watch: LogWatch, count: int) -> None:
 # --- what must be true afterwards ------------------------------------------------------------------
 
 
-def _check_grants(stage: Stage, watch: LogWatch, verdict: Verdict) -> None:
+def _check_grants(stage: Stage, watch: LogWatch, killed: set[str], verdict: Verdict) -> None:
     """Compare what callers were told, what the log says, what a replay decides, and what the actor shows."""
     stage.drain()
-    _come_to_rest(stage, verdict)
+    expired = _come_to_rest(stage, verdict)
     _echo(stage, watch, ASKED_AGAIN)
     stage.drain()
     watch.await_all()
     if (missed := stage.log_added() - len(watch.entries)) != 0:
         verdict.note("I6", f"the checker missed {missed} entries of the log, so it cannot tell")
         return
-    told = _told(stage, verdict)
+    told = _told(stage, killed, verdict)
     replayed = _replay(watch.entries)
     book = GrantBook(lambda request, key: _granted(told.get(("reserve", key)), replayed.get(request)))
     for entry in watch.entries:
@@ -146,14 +151,13 @@ def _check_grants(stage: Stage, watch: LogWatch, verdict: Verdict) -> None:
     _compare(book, told, replayed, verdict)
     _check_inboxes(stage, replayed, verdict)
     _check_usage(stage, book, verdict)
-    stage.notes.append(
-        f"{book.grants} granted, {book.refusals} refused, {book.expired} expired, {book.repeated} repeated, "
-        f"{len(told)} answers seen, fullest window {book.fullest}"
-    )
+    ended = _check_endings(book, replayed, expired, verdict)
+    stage.notes.append(f"{book.grants} granted, {book.refusals} refused, fullest window {book.fullest}; {ended}")
+    stage.notes.append(f"{len(told)} answers seen, {book.repeated} requests repeated, {len(killed)} processes killed")
 
 
-def _come_to_rest(stage: Stage, verdict: Verdict) -> None:
-    """Let the log come to where everything has expired: nothing may be reserved then."""
+def _come_to_rest(stage: Stage, verdict: Verdict) -> int:
+    """Let the log come to where everything has expired: nothing may be reserved then. Return how many did, it says."""
     event = Append(key=stage.keys.log, fields=[b"j", b'{"agent":"rest","input_tokens":1}'])
     shown: dict[str, Any] = {}
 
@@ -165,16 +169,20 @@ def _come_to_rest(stage: Stage, verdict: Verdict) -> None:
 
     with suppress(NotSeenError):
         until(is_at_rest, "rest", REST_S, poll_s=0.1)
-        return
+        return int(shown["expired_reservations"])
     verdict.note("I6", f"{shown['open_reservations']} reservations are open at rest: {shown['limits']}")
+    return int(shown["expired_reservations"])
 
 
-def _told(stage: Stage, verdict: Verdict) -> Told:
+def _told(stage: Stage, killed: set[str], verdict: Verdict) -> Told:
     """Return what callers wrote down that they were told; it must be one thing for each request."""
     told: Told = {}
     for path in sorted(stage.directory.glob("producer-*.truth")):
-        for line in read_diary(path):
-            if line.keys() & {"granted", "refused", "answer"}:
+        lines = read_diary(path)
+        if unanswered := without_answer(lines, killed):
+            verdict.note("I8", f"{len(unanswered)} requests were not answered, such as {unanswered[:SHOWN]}")
+        for line in lines:
+            if line.keys() & TELLS:
                 request = (line.pop("op"), line.pop("key"))
                 if request in told:
                     verdict.note("I8", f"{request} was answered twice: {told[request]}, {line}")
@@ -247,6 +255,16 @@ def _check_inboxes(stage: Stage, replayed: dict[Request, Any], verdict: Verdict)
                     wrong.append(f"{client} {answer.request_id}: {answer.result}")
     if wrong or not seen:
         verdict.note("I8", f"{len(wrong)} of {seen} answers are not those of a replay: {wrong[:SHOWN]}")
+
+
+def _check_endings(book: GrantBook, replayed: dict[Request, Any], expired: int, verdict: Verdict) -> str:
+    """Compare how everything that was granted ended with what the actor says has expired; say how it did."""
+    found = endings(book.keys, replayed)
+    if found.wrong:
+        verdict.note("I6", f"{len(found.wrong)} times, such as {found.wrong[:SHOWN]}")
+    if not found.expired == book.expired == expired:
+        verdict.note("I6", f"{found.expired} expired by all answers, {book.expired} by brute force, {expired} it says")
+    return f"{found.settled} settled in time, {found.released} released, {found.expired} expired"
 
 
 def _check_usage(stage: Stage, book: GrantBook, verdict: Verdict) -> None:
