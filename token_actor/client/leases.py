@@ -66,6 +66,7 @@ class Lease:
         self.lock = threading.Lock()
         self._fetching = threading.Lock()  # one block at a time is asked for
         self._returning = threading.Lock()
+        self._returned = 0  # blocks, so far
         self._blocks: list[Block] = []  # the oldest first: it is used up before the next
         self._ending: list[Block] = []
         self._dropped: deque[LeasedCall] = deque()  # by the collector, which must not wait for a lock
@@ -132,10 +133,12 @@ class Lease:
             self._fetching.release()
 
     def _reserve_anew(self, asked: Amount, deadline: Deadline) -> LeasedCall:
+        returned = self._returned
         try:
             block = self._fetch(asked, deadline)
         except RateLimited:
-            if not self._give_back_all(deadline):
+            self._give_back_all(deadline)
+            if self._returned == returned:
                 raise
             block = self._granted(asked, deadline)  # what was held here may have been what was missing
         assert block is not None, "somebody asked for it"
@@ -206,33 +209,30 @@ class Lease:
             self._blocks = [block for block in self._blocks if not block.ending]
             self._ending += over
 
-    def _end_blocks(self, deadline: Deadline) -> int:
-        """End the blocks that no call is open of; return how many. One thread at a time does."""
-        if not self._returning.acquire(timeout=max(0.0, deadline.left_s)):
-            return 0
-        try:
-            return self._end_ready(deadline)
-        finally:
-            self._returning.release()
+    def _end_blocks(self, deadline: Deadline) -> None:
+        """End the blocks that no call is open of; one thread at a time does."""
+        if self._returning.acquire(timeout=max(0.0, deadline.left_s)):
+            try:
+                self._end_ready(deadline)
+            finally:
+                self._returning.release()
 
-    def _end_ready(self, deadline: Deadline) -> int:
+    def _end_ready(self, deadline: Deadline) -> None:
         with self.lock:
             ready = deque(block for block in self._ending if not block.open)
             self._ending = [block for block in self._ending if block.open]
-        ended = 0
         try:
             while ready and monotonic() >= self._again_at:
                 if not ready[0].gone and monotonic() < ready[0].held_until:  # else it has expired
                     self._lender.end(ready[0], max(0.0, deadline.left_s))
                 ready.popleft()
-                ended += 1
+                self._returned += 1
         except ClosedError:
             raise
         except TokenActorError as problem:
             self._put_off("A block of quota could not be given back; it is tried again until it expires", problem)
         with self.lock:
             self._ending += ready
-        return ended
 
     def _extend(self) -> None:
         """Let blocks live on that calls are open of."""
@@ -316,9 +316,9 @@ class Lease:
         if ready:
             self._keeper.wake()
 
-    def _give_back_all(self, deadline: Deadline) -> int:
+    def _give_back_all(self, deadline: Deadline) -> None:
         self._retire(everything=True)
-        return self._end_blocks(deadline)
+        self._end_blocks(deadline)
 
     def close(self, timeout_s: float | None = None) -> None:
         """Take no more calls, and give back what is held, as far as no call is open; closing twice is fine.
