@@ -116,7 +116,8 @@ class Admission:
 
     def _grant(self, wish: Wish, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
         answer = self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms)
-        return {**answer, **wish.notes(now_ms)}
+        answer.update(wish.notes(now_ms))
+        return answer
 
     def _blocked(self, standings: Sequence[Standing], order: Order, now_ms: int) -> tuple[frozenset[Key], int]:
         """Return the limits that lack room, or where others come first; and when there may be room."""
@@ -128,7 +129,7 @@ class Admission:
         ]
         waits = [self._reservations.retry_after_ms(standing, now_ms) for standing in lacking]
         if lacking:
-            due_ms = _NO_TIME if None in waits else now_ms + max(1, *filter(None, waits))
+            due_ms = _NO_TIME if None in waits else now_ms + max([1, *filter(None, waits)])
         else:
             due_ms = max((self.room.due_ms(key) for key in behind), default=now_ms)
         return frozenset([*map(key_of, lacking), *behind]), due_ms

@@ -79,7 +79,8 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     if answer is None:
         return Outcome()
     ledger.answers.add(request, answer, ANSWERS_MAX)
-    return replace(_told(answer), rejections=rejections)
+    told = _told(answer)
+    return replace(told, rejections=rejections) if rejections else told
 
 
 def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:

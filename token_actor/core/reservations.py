@@ -129,18 +129,33 @@ class Reservations:
         ``limit`` is the binding one: of those that refuse, the one to wait for longest; else the one
         with the smallest share left. ``shadow`` are those that would have refused.
         """
-        refusing = [standing for standing in standings if standing.enforced and not standing.fits]
+        unfit = [standing for standing in standings if not standing.fits]
+        if any(standing.enforced for standing in unfit):
+            return self._refusal(unfit, now_ms)
+        return self._grant(standings, unfit)
+
+    def _grant(self, standings: Sequence[Standing], unfit: Sequence[Standing]) -> dict[str, Any]:
+        """Return the decision that nothing refuses, shown by the limit with the smallest share left."""
+        return {
+            "granted": True,
+            **shown(min(standings, key=Standing.tightness, default=None)),
+            "retry_after_ms": 0,
+            "never": False,
+            "shadow": [each.meter.limit.name for each in unfit],
+            "limits_version": self.limits.version,
+        }
+
+    def _refusal(self, unfit: Sequence[Standing], now_ms: int) -> dict[str, Any]:
+        """Return the decision of the limits that refuse, shown by the one to wait for longest."""
+        refusing = [standing for standing in unfit if standing.enforced]
         waits = [self.retry_after_ms(standing, now_ms) for standing in refusing]
         longest_ms = None if None in waits else max(filter(None, waits), default=0)
-        binding = (
-            refusing[waits.index(longest_ms)] if refusing else min(standings, key=Standing.tightness, default=None)
-        )
         return {
-            "granted": not refusing,
-            **shown(binding),
+            "granted": False,
+            **shown(refusing[waits.index(longest_ms)]),
             "retry_after_ms": longest_ms,
             "never": longest_ms is None,
-            "shadow": [each.meter.limit.name for each in standings if not each.enforced and not each.fits],
+            "shadow": [each.meter.limit.name for each in unfit if not each.enforced],
             "limits_version": self.limits.version,
         }
 
@@ -157,29 +172,29 @@ class Reservations:
 
         It expires ``ttl_ms`` from now.
         """
-        answer = self.refuse(standings, now_ms)
-        if answer["granted"] and len(self.open) >= OPEN_MAX:
+        unfit = [standing for standing in standings if not standing.fits]
+        for standing in unfit:
+            standing.meter.refused += 1
+        if any(standing.enforced for standing in unfit):
+            return {**self._refusal(unfit, now_ms), "reservation": None, "expires_ms": None}
+        if len(self.open) >= OPEN_MAX:
             due_ms = self.due_ms()
             assert due_ms is not None, "what is open expires"
-            answer = {**answer, "granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
-        if not answer["granted"]:
-            return {**answer, "reservation": None, "expires_ms": None}
+            full = {"granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
+            return {**self._grant(standings, unfit), **full, "reservation": None, "expires_ms": None}
         holds = tuple(self._hold(reservation, standing, now_ms) for standing in standings if standing.cost)
         self.open[reservation] = Open(holds, now_ms + ttl_ms)
         self._note_due(reservation)
-        after = [standing._replace(cost=0, reserved=standing.reserved + standing.cost) for standing in standings]
-        return {
-            **answer,
-            **shown(min(after, key=Standing.tightness, default=None)),
-            "reservation": reservation,
-            "expires_ms": now_ms + ttl_ms,
-        }
+        answer = self._grant([standing.held() for standing in standings], unfit)
+        answer["reservation"], answer["expires_ms"] = reservation, now_ms + ttl_ms
+        return answer
 
     def _hold(self, reservation: str, standing: Standing, now_ms: int) -> Hold:
-        meter, scope, cost, *_ = standing
-        place = meter.counters.hold(meter.index(scope), cost, now_ms)
-        meter.holders.setdefault(meter.name_of(scope), {})[reservation] = None
-        return Hold(meter.number, meter.name_of(scope), place, cost)
+        meter, cost = standing.meter, standing.cost
+        name = meter.name_of(standing.scope)
+        place = meter.counters.hold(meter.index(name), cost, now_ms)
+        meter.holders.setdefault(name, {})[reservation] = None
+        return Hold(meter.number, name, place, cost)
 
     # --- the rest of a life ------------------------------------------------------------------------
 

@@ -11,19 +11,18 @@ if TYPE_CHECKING:
 
 
 class Standing(NamedTuple):
-    """Say how one limit stands towards one cost."""
+    """Say how one limit stands towards one cost.
+
+    ``left`` is what is not taken, whether or not it can be granted now.
+    """
 
     meter: Meter
     scope: str
     cost: int
     used: int
     reserved: int
+    left: int
     paused_ms: int = 0
-
-    @property
-    def left(self) -> int:
-        """Return what is not taken, whether or not it can be granted now."""
-        return max(0, self.meter.limit.capacity - self.used - self.reserved)
 
     @property
     def remaining(self) -> int:
@@ -33,7 +32,7 @@ class Standing(NamedTuple):
     @property
     def fits(self) -> bool:
         """Tell whether the cost can be granted now; nothing always can."""
-        return self.cost <= self.remaining
+        return self.cost <= (0 if self.paused_ms else self.left)
 
     @property
     def never(self) -> bool:
@@ -44,6 +43,11 @@ class Standing(NamedTuple):
     def enforced(self) -> bool:
         """Tell whether the limit refuses, or only tells."""
         return self.meter.limit.mode == "enforce"
+
+    def held(self) -> Standing:
+        """Return how the limit stands when the cost is reserved."""
+        reserved, left = self.reserved + self.cost, max(0, self.left - self.cost)
+        return Standing(self.meter, self.scope, 0, self.used, reserved, left, self.paused_ms)
 
     def figures(self) -> dict[str, Any]:
         """Return what is taken of how much, and by whom, as a map."""
@@ -66,7 +70,8 @@ def standing_of(meter: Meter, scope: str, cost: int, now_ms: int) -> Standing:
     """Return how a limit stands towards a cost under one value of ``by``; changes nothing."""
     counter = meter.find(scope)
     used, reserved = (0, 0) if counter is None else meter.counters.sums(counter, now_ms)
-    return Standing(meter, scope, cost, used, reserved, meter.pause.left_ms(now_ms))
+    left = max(0, meter.limit.capacity - used - reserved)
+    return Standing(meter, scope, cost, used, reserved, left, meter.pause.left_ms(now_ms))
 
 
 def shown(standing: Standing | None) -> dict[str, Any]:
