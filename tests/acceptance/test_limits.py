@@ -117,13 +117,17 @@ class TestChanging:
 
     def test_every_kind_and_option_arrives(self, own, ask):
         words = "--amount 5 --unit requests --kind bucket --burst 9 --seconds 90 --mode shadow --on-outage safe"
-        more = "--safe-share 0.5 --on-expire refund --thresholds 50,90 --fair-by agent --tz Europe/Zurich"
-        (put,) = ask("limits", "put", "b", *words.split(), *more.split(), "--week-start", "sunday", *own)["put"]
+        more = "--safe-share 0.5 --on-expire refund --fair-by agent"
+        (put,) = ask("limits", "put", "b", *words.split(), *more.split(), *own)["put"]
         assert put["limit"] == Limit(
             "b", 5, unit="requests", kind="bucket", burst=9, seconds=90, mode="shadow", on_outage="safe",
-            safe_share=0.5, on_expire="refund", thresholds=[50, 90], fair_by=["agent"], tz="Europe/Zurich",
-            week_start="sunday",
+            safe_share=0.5, on_expire="refund", fair_by=["agent"],
         ).as_map()  # fmt: skip
+        words = "--amount 5 --kind calendar --period week --week-start sunday --tz Europe/Zurich --thresholds 50,90"
+        (put,) = ask("limits", "put", "w", *words.split(), *own)["put"]
+        assert put["limit"] == Limit(
+            "w", 5, kind="calendar", period="week", week_start="sunday", tz="Europe/Zurich", thresholds=[50, 90]
+        ).as_map()
         (put,) = ask("limits", "put", "c", "--amount", "3", "--kind", "concurrency", *own)["put"]
         assert put["limit"]["unit"] == "concurrency"
         (put,) = ask("limits", "put", "m", "--amount-usd", "2.50", *own)["put"]

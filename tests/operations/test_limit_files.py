@@ -28,15 +28,16 @@ mode = "shadow"
 on_expire = "refund"
 on_outage = "safe"
 safe_share = 0.25
-thresholds = [50, 90]
 fair_by = ["agent"]
-tz = "Europe/Zurich"
-week_start = "sunday"
 
 [[limit]]
 name = "budget"
 amount_usd = 25.50
-seconds = "7d"
+kind = "calendar"
+period = "week"
+tz = "Europe/Zurich"
+week_start = "sunday"
+thresholds = [50, 90]
 """
 
 
@@ -63,10 +64,12 @@ class TestReading:
             ),
             Limit(
                 "each agent", 60, unit="requests", kind="bucket", seconds=60, burst=10, by=("tenant", "agent"),
-                mode="shadow", on_expire="refund", on_outage="safe", safe_share=0.25, thresholds=[50, 90],
-                fair_by=("agent",), tz="Europe/Zurich", week_start="sunday",
+                mode="shadow", on_expire="refund", on_outage="safe", safe_share=0.25, fair_by=("agent",),
             ),
-            Limit("budget", 25_500_000_000, unit="cost_nanousd", seconds=604_800),
+            Limit(
+                "budget", 25_500_000_000, unit="cost_nanousd", kind="calendar", period="week", tz="Europe/Zurich",
+                week_start="sunday", thresholds=[50, 90],
+            ),
         ]  # fmt: skip
 
     def test_an_empty_file_has_no_limits(self, file):
