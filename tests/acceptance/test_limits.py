@@ -125,9 +125,12 @@ class TestChanging:
         ).as_map()  # fmt: skip
         words = "--amount 5 --kind calendar --period week --week-start sunday --tz Europe/Zurich --thresholds 50,90"
         (put,) = ask("limits", "put", "w", *words.split(), *own)["put"]
-        assert put["limit"] == Limit(
-            "w", 5, kind="calendar", period="week", week_start="sunday", tz="Europe/Zurich", thresholds=[50, 90]
-        ).as_map()
+        assert (
+            put["limit"]
+            == Limit(
+                "w", 5, kind="calendar", period="week", week_start="sunday", tz="Europe/Zurich", thresholds=[50, 90]
+            ).as_map()
+        )
         (put,) = ask("limits", "put", "c", "--amount", "3", "--kind", "concurrency", *own)["put"]
         assert put["limit"]["unit"] == "concurrency"
         (put,) = ask("limits", "put", "m", "--amount-usd", "2.50", *own)["put"]
