@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from token_actor import TokenClient
 from token_actor.client.settings import ClientSettings
 from token_actor.core.commands import COMMANDS
 from token_actor.core.queries import QUESTIONS
@@ -16,14 +18,40 @@ from token_actor.wire.events import EVENT_FIELDS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 WIRE = (ROOT / "docs/wire.md").read_text()
+LIMITS = (ROOT / "docs/limits.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 
 
+class Used(NamedTuple):
+    input_tokens: int
+    output_tokens: int
+
+
+def blocks(text):
+    """Return the examples in Python."""
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
 def test_the_python_of_the_readme_runs_and_prints_what_it_says(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block, _ = blocks(README)
     exec(compile(block, "README.md", "exec"), {})
     expected = re.findall(r"# (\d+|True|\(False, [\d.]+\))$", block, re.MULTILINE)
     assert capsys.readouterr().out.split("\n")[:-1] == expected
+
+
+def test_its_reservation_counts_what_the_call_used():
+    _, block = blocks(README)
+    with TokenClient("memory://readme") as client:
+        exec(compile(block, "README.md", "exec"), {"client": client, "call_the_model": lambda: Used(70, 7)})
+        assert client.analytics()["total_tokens"] == 77
+
+
+def test_the_reservation_of_the_page_on_limits_is_refused_as_it_says(capsys):
+    (block,) = blocks(LIMITS.split("## Reserve, wait, settle\n")[1].split("\n## ")[0])
+    exec(compile(block, "limits.md", "exec"), {})
+    name, remaining, retry_after_s = capsys.readouterr().out.rsplit(maxsplit=2)
+    assert (name, remaining) == ("each agent", "7100")
+    assert 55 < float(retry_after_s) <= 61
 
 
 @pytest.mark.parametrize("document", sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/**/*.md")))
