@@ -351,3 +351,46 @@ def test_usage_that_comes_in_one_read_is_granted_around_at_the_same_places_as_on
         return line.told, line.ledger.limits.dump()
 
     assert plain(told(1)) == plain(told(3)) == plain(told(10))
+
+
+def test_a_wish_that_is_asked_again_when_its_time_has_come_is_granted_once():
+    line = Line(Limit("c", 1, kind="concurrency"))
+    line.ask(0, "holder", wait_ms=0)
+    line.run("extend", {"reservation": "w:holder", "ttl_ms": 1_000})
+    assert line.ask(0, "again") is None
+    line.now_ms += 2_000
+    assert line.ask(0, "again") is None  # the entry that brings the time at which it may go
+    assert line.granted == ["again"]
+    assert line.taken("c") == (0, 1)
+    line.run("release", {"reservation": "w:again"})
+    assert line.taken("c") == (0, 0)
+
+
+def test_a_wish_that_is_asked_again_after_its_deadline_is_refused_once(line):
+    line.use(100)
+    assert line.ask(50, "late", wait_ms=1_000) is None
+    line.now_ms += 2_000
+    assert line.ask(50, "late", wait_ms=1_000) is None
+    assert line.told["w", "late"]["granted"] is False
+    assert not line.ledger.admission.room
+
+
+@pytest.mark.parametrize("operation", ["put_limit", "no_such"])
+def test_another_command_under_the_id_of_a_wish_gets_the_answer_of_the_wish(line, operation):
+    line.use(100)
+    assert line.ask(50, "w1", wait_ms=1_000) is None
+    outcome = execute(line.ledger, Command(operation=operation, request_id="w1", client="w", arguments={}), NOW_MS)
+    assert (outcome.answer, outcome.problem) == (None, None)
+    line.at(NOW_MS + 1_000)
+    assert len(line.told) == 1
+
+
+def test_a_request_id_that_was_forgotten_cannot_reserve_once_more_what_it_still_holds(monkeypatch):
+    monkeypatch.setattr("token_actor.core.commands.ANSWERS_MAX", 1)
+    line = Line(Limit("c", 1, kind="concurrency"))
+    line.ask(0, "a", wait_ms=0)
+    line.run("extend", {"reservation": "nobody's"})
+    with pytest.raises(InvalidValue, match="was used before"):
+        line.ask(0, "a", wait_ms=0)
+    line.run("release", {"reservation": "w:a"})
+    assert line.taken("c") == (0, 0)
