@@ -464,3 +464,35 @@ def test_looking_again_and_again_keeps_nothing():
     for number in range(3_000):
         line.run("pause_limit", {"name": "t", "for_ms": number + 1})
     assert len(line.ledger.admission.room._times) < 1_100
+
+
+def test_who_has_no_turns_goes_behind_those_who_have_and_came_before():
+    line = Line(Limit("fair", 100, fair_by=["agent"], selector={"model": "m"}), Limit("one", 1, kind="concurrency"))
+    line.ask(1, "holder", wait_ms=0)
+    line.ask(10, "early", agent="a", model="m", wait_ms=600_000)
+    for number in range(5):
+        line.ask(1, f"late{number}", wait_ms=600_000)
+    line.run("release", {"reservation": "w:holder"})
+    assert line.granted == ["early"]
+
+
+def test_who_can_never_go_is_in_nobodys_way(line):
+    line.ask(100, "first", wait_ms=0)
+    line.ask(60, "killed", agent="a", wait_ms=600_000)
+    line.ask(10, "b", agent="b", wait_ms=600_000)
+    kill = Limit("kill:agent=a", 0, unit="requests", selector={"agent": "a"})
+    line.run("put_limit", {"limit": kill.as_map()})
+    line.run("put_limit", {"limit": Limit("l", 110).as_map()})
+    assert line.granted == ["b"]
+    assert line.ask(1, "new", wait_ms=0)["granted"] is False
+    line.run("delete_limit", {"name": "kill:agent=a"})
+    line.run("release", {"reservation": "w:first"})
+    assert line.granted == ["b", "killed"]
+
+
+def test_a_limit_that_is_lowered_below_a_wish_does_not_stop_all_others(line):
+    line.use(100)
+    line.ask(60, "large", wait_ms=600_000)
+    line.run("put_limit", {"limit": Limit("l", 50).as_map()})
+    line.at(NOW_MS + 61_000)
+    assert line.ask(10, "small", wait_ms=0)["granted"]

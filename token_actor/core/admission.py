@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from token_actor.core.waiting import Key, Order
 
 _NO_TIME: Final = 2**62  # when there will be room for what a limit never has room for, as it is now
+_NOWHERE: Final[frozenset[Key]] = frozenset({(0, "")})  # of no limit: who waits for one to be raised is in nobody's way
 Told = tuple[str, str, dict[str, Any]]  # client, request id, answer
 
 
@@ -110,8 +111,7 @@ class Admission:
             if self.room:
                 self.room.pass_by(order, values)
             return self._grant(wish, standings, now_ms)
-        never = any(standing.enforced and standing.never for standing in standings)
-        if not wants_to_wait or never or len(self.room) >= WAITING_MAX:
+        if not wants_to_wait or blocked == _NOWHERE or len(self.room) >= WAITING_MAX:
             return self._refusal(wish, standings, blocked, now_ms)
         due_ms = self._look_ms(standings, blocked, order, now_ms)
         self.room.add(Waiter(wish, order, _keys_of(standings), blocked, due_ms), values)
@@ -122,7 +122,9 @@ class Admission:
         return {**answer, **wish.notes(now_ms)}
 
     def _blocked(self, standings: Sequence[Standing], order: Order) -> frozenset[Key]:
-        """Return the limits that lack room, or where others come first."""
+        """Return the limits that lack room, or where others come first; ``_NOWHERE`` where there never is room."""
+        if any(standing.enforced and standing.never for standing in standings):
+            return _NOWHERE
         return frozenset(
             key_of(standing)
             for standing in standings

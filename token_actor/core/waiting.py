@@ -3,11 +3,12 @@
 Rules:
 
 * Nobody passes somebody who came before at a limit where that one lacks room. Past one who lacks room
-  elsewhere, others may go.
+  elsewhere, others may go; one that a limit can never grant, as it is now, is in nobody's way.
 * The order is that of arrival. Under a limit with ``fair_by`` each of its values takes turns, by what
-  share of the limit it asked for (self-clocked fair queueing: Golestani, 1994).
+  share of the limit it asked for (self-clocked fair queueing: Golestani, 1994). Who is granted something
+  while others wait has had its turn, and who has no turns goes behind those who came before.
 * Whatever gives quota back lets those who wait for it be looked at again; so does the time at which
-  there will be room if nothing else happens. Both happen at a place in the log.
+  there will be room if nothing else happens, of who is first somewhere. Both happen at a place in the log.
 * Who still waits at its deadline is refused.
 
 Bounds: ``WAITING_MAX`` wait; beyond that nobody may, and is refused as if it had not wanted to wait.
@@ -87,7 +88,7 @@ class WaitingRoom:
         """Return how many wait who need the limit with this number."""
         return sum(count for (number, _), count in self._needing.items() if number == meter)
 
-    def next_order(self, standings: Iterable[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
+    def next_order(self, standings: Sequence[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
         """Return the turn of somebody who comes now, and the values of ``fair_by`` it counts for."""
         turn, values = self._turn, []
         for standing in standings:
@@ -95,9 +96,12 @@ class WaitingRoom:
             if limit.fair_by and standing.cost and standing.enforced:
                 value = "\x1f".join(names[DIMENSIONS.index(dimension)] for dimension in limit.fair_by)
                 place = (key_of(standing), value)
-                share = standing.cost * _SHARE // max(1, limit.capacity)
+                share = -(-standing.cost * _SHARE // max(1, limit.capacity))
                 turn = max(turn, max(self._turn, self._turns.get(place, 0)) + share)
                 values.append(place)
+        if not values:  # behind those who have turns, and came before
+            queues = [self._lacking[key] for key in map(key_of, standings) if key in self._lacking]
+            turn = max([turn, *(queue[-1][0][0] for queue in queues)])
         return (turn, self._arrived), values
 
     def has_before(self, key: Key, order: Order) -> bool:
