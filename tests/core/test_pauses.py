@@ -239,3 +239,11 @@ def test_a_refusal_during_a_pause_says_to_the_millisecond_when_it_will_be_grante
         assert not ask(quota.ledger, "explain", quota.now_ms, selector={}, tokens=cost)["granted"]
         quota.at(quota.now_ms + 1)
         assert quota.reserve(cost)["granted"]
+
+
+def test_a_pause_that_changes_nothing_is_no_new_version_of_the_limits():
+    quota = Quota(amount=100)
+    quota.run("pause_limit", {"name": "l", "for_ms": 2_000})
+    version = quota.ledger.limits.version
+    quota.run("pause_limit", {"name": "l", "for_ms": 1_000})
+    assert quota.ledger.limits.version == version

@@ -178,3 +178,20 @@ def test_the_time_of_a_silent_log_is_where_it_was():
     quota = Quota(amount=1)
     told(quota, 0)
     assert quota.ledger.log_ms == NOW_MS
+
+
+@pytest.mark.parametrize("by_ms", [100_000, 10 * MINUTE_MS, HOUR_MS])
+def test_what_was_taken_all_over_a_window_is_neither_lost_nor_kept_for_ever(by_ms):
+    quota = Quota(amount=1_000)
+    for _ in range(59):
+        quota.now_ms += 1_000
+        quota.use(10)
+    told(quota, by_ms)
+    again = restore(travelled({segment.name: list(segment.make()) for segment in Capture(quota.ledger).segments()}))
+    for ledger in (quota.ledger, again):
+        quota.ledger = ledger
+        assert quota.taken() == (590, 0)
+    for _ in range(70):  # a sub-bucket at a time, so that what leaves is subtracted
+        quota.now_ms += 1_000
+        quota.use(0)
+    assert quota.taken() == (0, 0)

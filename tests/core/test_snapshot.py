@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.core.quota import Quota
 from tests.core.test_message_ids import block_size
 from tests.makers import (
     DAY_MS,
@@ -29,7 +30,7 @@ from token_actor.core.columns import Run
 from token_actor.core.commands import Command, execute
 from token_actor.core.ledger import Bounds, Ledger
 from token_actor.core.queries import QUESTIONS
-from token_actor.core.snapshot import STATE_VERSION, Capture
+from token_actor.core.snapshot import STATE_VERSION, Capture, restore
 from token_actor.errors import SnapshotError
 from token_actor.wire.codec import pack_tree
 
@@ -246,3 +247,11 @@ def test_a_snapshot_can_be_restored_with_another_bound_of_recent_events(events_m
         apply(again, event(number, session="s"), log_ms=START_MS + 9 * MINUTE_MS)
     assert len(ask(again, "history", limit=200)["history"]) == events_max
     assert ask(again, "books")["differences"] == []
+
+
+def test_the_numbers_and_the_version_of_limits_that_are_all_gone_come_back():
+    quota = Quota(amount=100)
+    quota.run("delete_limit", {"name": "l"})
+    again = restore(travelled(state_of(quota.ledger)))
+    assert again.limits.version == quota.ledger.limits.version == 2
+    assert plain(again.limits.dump()) == plain(quota.ledger.limits.dump())

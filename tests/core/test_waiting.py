@@ -351,3 +351,148 @@ def test_usage_that_comes_in_one_read_is_granted_around_at_the_same_places_as_on
         return line.told, line.ledger.limits.dump()
 
     assert plain(told(1)) == plain(told(3)) == plain(told(10))
+
+
+def test_a_wish_that_is_asked_again_when_its_time_has_come_is_granted_once():
+    line = Line(Limit("c", 1, kind="concurrency"))
+    line.ask(0, "holder", wait_ms=0)
+    line.run("extend", {"reservation": "w:holder", "ttl_ms": 1_000})
+    assert line.ask(0, "again") is None
+    line.now_ms += 2_000
+    assert line.ask(0, "again") is None  # the entry that brings the time at which it may go
+    assert line.granted == ["again"]
+    assert line.taken("c") == (0, 1)
+    line.run("release", {"reservation": "w:again"})
+    assert line.taken("c") == (0, 0)
+
+
+def test_a_wish_that_is_asked_again_after_its_deadline_is_refused_once(line):
+    line.use(100)
+    assert line.ask(50, "late", wait_ms=1_000) is None
+    line.now_ms += 2_000
+    assert line.ask(50, "late", wait_ms=1_000) is None
+    assert line.told["w", "late"]["granted"] is False
+    assert not line.ledger.admission.room
+
+
+@pytest.mark.parametrize("operation", ["put_limit", "no_such"])
+def test_another_command_under_the_id_of_a_wish_gets_the_answer_of_the_wish(line, operation):
+    line.use(100)
+    assert line.ask(50, "w1", wait_ms=1_000) is None
+    outcome = execute(line.ledger, Command(operation=operation, request_id="w1", client="w", arguments={}), NOW_MS)
+    assert (outcome.answer, outcome.problem) == (None, None)
+    line.at(NOW_MS + 1_000)
+    assert len(line.told) == 1
+
+
+def test_a_request_id_that_was_forgotten_cannot_reserve_once_more_what_it_still_holds(monkeypatch):
+    monkeypatch.setattr("token_actor.core.commands.ANSWERS_MAX", 1)
+    line = Line(Limit("c", 1, kind="concurrency"))
+    line.ask(0, "a", wait_ms=0)
+    line.run("extend", {"reservation": "nobody's"})
+    with pytest.raises(InvalidValue, match="was used before"):
+        line.ask(0, "a", wait_ms=0)
+    line.run("release", {"reservation": "w:a"})
+    assert line.taken("c") == (0, 0)
+
+
+def test_who_goes_before_others_in_its_turn_has_had_it():
+    line = Line(Limit("l", 10, fair_by=["agent"]))
+    line.ask(6, "first", wait_ms=0)
+    assert line.ask(10, "big", wait_ms=600_000, agent="a") is None
+    last = "w:first"
+    for number in range(10):
+        answer = line.ask(4, f"small{number}", wait_ms=0, agent="b")
+        line.run("release", {"reservation": last})
+        last = answer["reservation"] or last
+    assert line.granted == ["big"]
+
+
+def test_a_limit_that_refuses_nothing_gives_no_turns():
+    line = Line(Limit("l", 10), Limit("s", 1, mode="shadow", fair_by=["agent"], weights={"input_tokens": 10}))
+    line.ask(10, "first", wait_ms=0)
+    line.ask(1, "one", agent="a", input_tokens=0)
+    (waiter,) = line.ledger.admission.room.waiters.values()
+    assert waiter.order == (0, 0)
+
+
+def looked_at(line, monkeypatch, do):
+    """Return how often somebody who waits was looked at meanwhile."""
+    looks = []
+    try_once = line.ledger.admission._try
+    monkeypatch.setattr(line.ledger.admission, "_try", lambda *each: looks.append(each) or try_once(*each))
+    do()
+    monkeypatch.undo()
+    return len(looks)
+
+
+def test_however_long_a_line_is_few_are_looked_at_when_the_first_may_go(monkeypatch):
+    line = Line(Limit("b", 100, kind="bucket", seconds=1_000))
+    line.use(100)
+    for number in range(200):
+        line.ask(1, f"w{number}", wait_ms=600_000)
+    assert looked_at(line, monkeypatch, lambda: line.at(line.ledger.admission.waking_ms)) <= 3
+    assert line.granted == ["w0"]
+    line.at(NOW_MS + 100_000)
+    assert line.granted == [f"w{number}" for number in range(10)]
+
+
+def test_who_lacks_room_elsewhere_is_not_looked_at_for_what_it_does_not_lack(monkeypatch):
+    line = Line(Limit("all", 1_000), Limit("each", 1, by=["agent"], kind="concurrency"))
+    for number in range(100):
+        line.ask(1, f"h{number}", wait_ms=0, agent=f"a{number}")
+        line.ask(1, f"w{number}", wait_ms=600_000, agent=f"a{number}")
+    assert looked_at(line, monkeypatch, lambda: line.run("release", {"reservation": "w:h7"})) <= 3
+    assert line.granted == ["w7"]
+
+
+def test_who_is_behind_somebody_goes_when_that_one_lacks_room_elsewhere_only():
+    line = Line(Limit("k", 100, selector={"model": "m"}, seconds=6), Limit("j", 1, by=["agent"], kind="concurrency"))
+    line.use(100, model="m")
+    line.ask(1, "holder", wait_ms=0, agent="a")
+    line.ask(1, "next", agent="a", wait_ms=600_000)
+    line.ask(60, "both", agent="a", model="m", wait_ms=600_000)
+    line.ask(60, "behind", agent="b", model="m", wait_ms=600_000)
+    line.at(NOW_MS + 6_200)
+    assert line.granted == ["behind"]
+
+
+def test_looking_again_and_again_keeps_nothing():
+    line = Line(Limit("c", 2, kind="concurrency"), Limit("t", 10, by=["agent"]))
+    line.use(10, agent="a")
+    line.ask(1, "waits", agent="a", wait_ms=600_000)
+    for number in range(3_000):
+        line.run("pause_limit", {"name": "t", "for_ms": number + 1})
+    assert len(line.ledger.admission.room._times) < 1_100
+
+
+def test_who_has_no_turns_goes_behind_those_who_have_and_came_before():
+    line = Line(Limit("fair", 100, fair_by=["agent"], selector={"model": "m"}), Limit("one", 1, kind="concurrency"))
+    line.ask(1, "holder", wait_ms=0)
+    line.ask(10, "early", agent="a", model="m", wait_ms=600_000)
+    for number in range(5):
+        line.ask(1, f"late{number}", wait_ms=600_000)
+    line.run("release", {"reservation": "w:holder"})
+    assert line.granted == ["early"]
+
+
+def test_who_can_never_go_is_in_nobodys_way(line):
+    line.ask(100, "first", wait_ms=0)
+    line.ask(60, "killed", agent="a", wait_ms=600_000)
+    line.ask(10, "b", agent="b", wait_ms=600_000)
+    kill = Limit("kill:agent=a", 0, unit="requests", selector={"agent": "a"})
+    line.run("put_limit", {"limit": kill.as_map()})
+    line.run("put_limit", {"limit": Limit("l", 110).as_map()})
+    assert line.granted == ["b"]
+    assert line.ask(1, "new", wait_ms=0)["granted"] is False
+    line.run("delete_limit", {"name": "kill:agent=a"})
+    line.run("release", {"reservation": "w:first"})
+    assert line.granted == ["b", "killed"]
+
+
+def test_a_limit_that_is_lowered_below_a_wish_does_not_stop_all_others(line):
+    line.use(100)
+    line.ask(60, "large", wait_ms=600_000)
+    line.run("put_limit", {"limit": Limit("l", 50).as_map()})
+    line.at(NOW_MS + 61_000)
+    assert line.ask(10, "small", wait_ms=0)["granted"]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from token_actor.core.waiting import Key, Order
 
 _NO_TIME: Final = 2**62  # when there will be room for what a limit never has room for, as it is now
+_NOWHERE: Final[frozenset[Key]] = frozenset({(0, "")})  # of no limit: who waits for one to be raised is in nobody's way
 Told = tuple[str, str, dict[str, Any]]  # client, request id, answer
 
 
@@ -105,12 +106,14 @@ class Admission:
         if not self.room and not wants_to_wait:  # the everyday case
             return self._grant(wish, standings, now_ms)
         order, values = self.room.next_order(standings, wish.names)
-        blocked, due_ms = self._blocked(standings, order, now_ms)
+        blocked = self._blocked(standings, order)
         if not blocked:
+            if self.room:
+                self.room.pass_by(order, values)
             return self._grant(wish, standings, now_ms)
-        never = any(standing.enforced and standing.never for standing in standings)
-        if not wants_to_wait or never or len(self.room) >= WAITING_MAX:
-            return self._refusal(wish, standings, blocked, due_ms, now_ms)
+        if not wants_to_wait or blocked == _NOWHERE or len(self.room) >= WAITING_MAX:
+            return self._refusal(wish, standings, blocked, now_ms)
+        due_ms = self._look_ms(standings, blocked, order, now_ms)
         self.room.add(Waiter(wish, order, _keys_of(standings), blocked, due_ms), values)
         return None
 
@@ -119,29 +122,45 @@ class Admission:
         answer.update(wish.notes(now_ms))
         return answer
 
-    def _blocked(self, standings: Sequence[Standing], order: Order, now_ms: int) -> tuple[frozenset[Key], int]:
-        """Return the limits that lack room, or where others come first; and when there may be room."""
-        lacking = [standing for standing in standings if standing.enforced and not standing.fits]
-        behind = [
+    def _blocked(self, standings: Sequence[Standing], order: Order) -> frozenset[Key]:
+        """Return the limits that lack room, or where others come first; ``_NOWHERE`` where there never is room."""
+        if any(standing.enforced and standing.never for standing in standings):
+            return _NOWHERE
+        return frozenset(
             key_of(standing)
             for standing in standings
-            if standing.enforced and standing.cost and standing.fits and self.room.has_before(key_of(standing), order)
-        ]
-        waits = [self._reservations.retry_after_ms(standing, now_ms) for standing in lacking]
-        if lacking:
-            due_ms = _NO_TIME if None in waits else now_ms + max([1, *filter(None, waits)])
-        else:
-            due_ms = max((self.room.due_ms(key) for key in behind), default=now_ms)
-        return frozenset([*map(key_of, lacking), *behind]), due_ms
+            if standing.enforced
+            and (not standing.fits or (standing.cost and self.room.has_before(key_of(standing), order)))
+        )
+
+    def _room_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], now_ms: int) -> int:
+        """Return when there may be room for somebody who is ``blocked``."""
+        if any(standing.enforced and not standing.fits for standing in standings):
+            return self._fits_ms([standing for standing in standings if standing.enforced], now_ms)
+        return max(map(self.room.due_ms, blocked), default=now_ms)
+
+    def _look_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], order: Order, now_ms: int) -> int:
+        """Return when to look again at somebody who waits: when there may be room where nobody comes first.
+
+        Where others do, that is when they have gone. So few have a time, however many wait.
+        """
+        keys = {key for key in blocked if not self.room.has_before(key, order)}
+        return self._fits_ms([standing for standing in standings if key_of(standing) in keys], now_ms)
+
+    def _fits_ms(self, standings: Sequence[Standing], now_ms: int) -> int:
+        """Return when those of some limits that lack room may have it."""
+        waits = [self._reservations.retry_after_ms(standing, now_ms) for standing in standings if not standing.fits]
+        return _NO_TIME if None in waits or not waits else now_ms + max([1, *filter(None, waits)])
 
     def _refusal(
-        self, wish: Wish, standings: Sequence[Standing], blocked: frozenset[Key], due_ms: int, now_ms: int
+        self, wish: Wish, standings: Sequence[Standing], blocked: frozenset[Key], now_ms: int
     ) -> dict[str, Any]:
         """Return what somebody is told who is refused, also if only because others come first."""
         answer = self._reservations.refuse(standings, now_ms)
         if answer["granted"]:
-            binding = next(standing for standing in standings if key_of(standing) in blocked)
+            binding = next((standing for standing in standings if key_of(standing) in blocked), standings[0])
             binding.meter.refused += 1
+            due_ms = self._room_ms(standings, blocked, now_ms)
             wait_ms = max(1, due_ms - now_ms) if due_ms < _NO_TIME else wish.ttl_ms
             answer = {**answer, **shown(binding), "granted": False, "retry_after_ms": wait_ms}
         return {**answer, "reservation": None, "expires_ms": None, **wish.notes(now_ms)}
@@ -188,7 +207,8 @@ class Admission:
         """Grant what somebody waits for, if there is room; tell whether there was."""
         wish = waiter.wish
         standings = self._standings(wish, now_ms)
-        blocked, due_ms = self._blocked(standings, waiter.order, now_ms)
+        blocked = self._blocked(standings, waiter.order)
+        due_ms = self._look_ms(standings, blocked, waiter.order, now_ms)
         if len(self._reservations.open) >= OPEN_MAX:
             blocked, due_ms = frozenset(waiter.keys), self._reservations.due_ms() or now_ms
         if blocked:
@@ -201,8 +221,9 @@ class Admission:
     def _dismiss(self, waiter: Waiter, now_ms: int) -> None:
         """Refuse somebody who waits."""
         wish = waiter.wish
+        standings = self._standings(wish, now_ms)
+        answer = self._refusal(wish, standings, self._blocked(standings, waiter.order), now_ms)
         self.room.remove(wish.reservation)
-        answer = self._refusal(wish, self._standings(wish, now_ms), waiter.blocked, waiter.due_ms, now_ms)
         self._told.append((wish.client, wish.request_id, answer))
 
     def give_up(self, reservation: str, now_ms: int) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from token_actor.core.columns import Rejection, columns_of
 from token_actor.core.limits import estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
-from token_actor.core.reservation_states import RELEASED
+from token_actor.core.reservation_states import NONE, RELEASED
 from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
 from token_actor.core.series import check_selector
 from token_actor.core.sessions import reset_session
@@ -84,10 +84,13 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
 
 
 def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
+    waits = _reservation_of(command) in ledger.admission.room.waiters
     operation = COMMANDS.get(command.operation)
-    if operation is None:
+    if operation is None and not waits:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
+    if operation is None or waits:  # it will be told; maybe its time has come just now
+        return None, []
     with ledger.limits.watch.step(ledger.log_ms):
         carried = operation(ledger, command)
         ledger.admission.serve(ledger.log_ms)
@@ -179,12 +182,12 @@ def _limit(command: Command, argument: str) -> Limit:
 def _reserve(ledger: Ledger, command: Command) -> Carried:
     """Decide over all limits that cover a call, and hold what it may use."""
     arguments = dict(command.arguments)
-    reservation = f"{command.client}:{command.request_id}"
+    reservation = _reservation_of(command)
     ttl_ms = _ms("ttl_ms", arguments.pop("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
     wait_ms = _ms("wait_ms", arguments.pop("wait_ms", 0), 0, WAIT_MS_MAX)
     estimate = estimate_of(arguments)
-    if reservation in ledger.admission.room.waiters:
-        return None, []
+    if ledger.reservations.state_of(reservation) != NONE:  # reserved once more, what it holds would never come back
+        raise InvalidValue("request_id", "was used before, and what was answered is forgotten")
     names, now_ms = ledger.series.counted_as(estimate.series), ledger.log_ms
     estimate, source = ledger.requests.completed(names, estimate, arguments)
     who = (reservation, command.client, command.request_id)
@@ -222,6 +225,11 @@ def _release(ledger: Ledger, command: Command) -> Carried:
     if ledger.admission.give_up(reservation, ledger.log_ms):
         return {"released": True, "state": RELEASED}, []
     return ledger.reservations.release(reservation, ledger.log_ms), []
+
+
+def _reservation_of(command: Command) -> str:
+    """Return the id of the reservation that a ``reserve`` makes."""
+    return f"{command.client}:{command.request_id}"
 
 
 def _check_arguments(command: Command, *known: str) -> None:

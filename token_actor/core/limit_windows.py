@@ -155,10 +155,11 @@ class WindowCounters:
         """Count what lies after ``now_ms`` as taken now: log time moves back to it."""
         bucket = now_ms // self._width_ms
         self._forgotten = self._newest - _KEPT
-        for later in range(max(bucket, self._newest - SUB_BUCKETS), self._newest + 1):
-            if later != bucket:
-                self._ring[bucket % _KEPT] += self._ring[later % _KEPT]
-                self._ring[later % _KEPT] = 0
+        slots = [later % _KEPT for later in range(max(bucket, self._newest - SUB_BUCKETS), self._newest + 1)]
+        if slots:  # ``bucket`` may have the slot of one of them
+            taken = self._ring[slots].sum(axis=0)
+            self._ring[slots] = 0
+            self._ring[bucket % _KEPT] = taken
         self._newest = min(self._newest, bucket)
         for later in [place for place in self._held if place > bucket]:
             held = self._held.setdefault(bucket, {})

@@ -77,7 +77,7 @@ def _resets(resets: Mapping[tuple[str, str], Baseline]) -> Iterator[Segment]:
 
 def _limits(ledger: Ledger) -> Iterator[Segment]:
     """Yield what is limited and reserved, in one piece: its size follows what is in use, not what was ever used."""
-    if ledger.limits or ledger.reservations.open or ledger.reservations.closed:
+    if ledger.limits.version or ledger.reservations.open or ledger.reservations.closed:
         tree = {
             "limits": ledger.limits.dump(),
             "reservations": ledger.reservations.dump(),

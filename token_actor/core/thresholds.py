@@ -252,9 +252,10 @@ class Watch:
     def tell(self, entries: Int64s) -> None:
         """Tell what was reached by a read, in its order; ``entries`` says which entry each event came from."""
         self._crossed.sort(key=lambda each: each[0])
+        names = {number: list(meter.scopes) for number, meter in {m.number: m for _, m, _ in self._crossed}.items()}
         for event, meter, crossing in self._crossed:
-            names = list(meter.scopes)
-            self._notices.append(notice_of(crossing, int(entries[event]), meter.limit, names[crossing.scope]))
+            name = names[meter.number][crossing.scope]
+            self._notices.append(notice_of(crossing, int(entries[event]), meter.limit, name))
         self._crossed.clear()
 
     def touch(self, meter: Meter, scopes: Iterable[int]) -> None:
@@ -268,8 +269,9 @@ class Watch:
             return
         for meter, scopes in self._touched.values():
             assert meter.told is not None, "no other is touched"
-            names = list(meter.scopes)
-            for crossing in meter.told.reached(list(scopes), now_ms):
+            crossings = meter.told.reached(list(scopes), now_ms)
+            names = list(meter.scopes) if crossings else []  # there may be many, and mostly nothing is reached
+            for crossing in crossings:
                 self._notices.append(notice_of(crossing, self._entry, meter.limit, names[crossing.scope]))
         self._touched.clear()
 

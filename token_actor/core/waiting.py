@@ -3,11 +3,12 @@
 Rules:
 
 * Nobody passes somebody who came before at a limit where that one lacks room. Past one who lacks room
-  elsewhere, others may go.
+  elsewhere, others may go; one that a limit can never grant, as it is now, is in nobody's way.
 * The order is that of arrival. Under a limit with ``fair_by`` each of its values takes turns, by what
-  share of the limit it asked for (self-clocked fair queueing: Golestani, 1994).
+  share of the limit it asked for (self-clocked fair queueing: Golestani, 1994). Who is granted something
+  while others wait has had its turn, and who has no turns goes behind those who came before.
 * Whatever gives quota back lets those who wait for it be looked at again; so does the time at which
-  there will be room if nothing else happens. Both happen at a place in the log.
+  there will be room if nothing else happens, of who is first somewhere. Both happen at a place in the log.
 * Who still waits at its deadline is refused.
 
 Bounds: ``WAITING_MAX`` wait; beyond that nobody may, and is refused as if it had not wanted to wait.
@@ -33,6 +34,7 @@ Order: TypeAlias = "tuple[int, int]"  # the fair turn, and the number of arrival
 
 WAITING_MAX: Final = 4_096  # about 2 KB each, and a microsecond to look past
 WAIT_MS_MAX: Final = 600_000
+_STALE_MAX: Final = 1_024  # times at which nobody has to be looked at any more, before they are cleared away
 _SHARE: Final = 1_000_000  # turns are counted in millionths of a limit
 
 
@@ -70,7 +72,8 @@ class WaitingRoom:
     def __init__(self) -> None:
         """Start empty."""
         self.waiters: dict[str, Waiter] = {}
-        self._needing: dict[Key, list[tuple[Order, str]]] = {}
+        self._needing: dict[Key, int] = {}  # how many need a limit
+        self._lacking: dict[Key, list[tuple[Order, str]]] = {}  # who lacks room at it, in order
         self._changed: set[Key] = set()
         self._times: list[tuple[int, int, str]] = []  # when to look at whom: lazily cleared
         self._arrived = 0
@@ -83,33 +86,32 @@ class WaitingRoom:
 
     def needing(self, meter: int) -> int:
         """Return how many wait who need the limit with this number."""
-        return sum(len(queue) for (number, _), queue in self._needing.items() if number == meter)
+        return sum(count for (number, _), count in self._needing.items() if number == meter)
 
-    def next_order(self, standings: Iterable[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
+    def next_order(self, standings: Sequence[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
         """Return the turn of somebody who comes now, and the values of ``fair_by`` it counts for."""
         turn, values = self._turn, []
         for standing in standings:
             limit = standing.meter.limit
-            if limit.fair_by and standing.cost:
+            if limit.fair_by and standing.cost and standing.enforced:
                 value = "\x1f".join(names[DIMENSIONS.index(dimension)] for dimension in limit.fair_by)
                 place = (key_of(standing), value)
-                share = standing.cost * _SHARE // max(1, limit.capacity)
+                share = -(-standing.cost * _SHARE // max(1, limit.capacity))
                 turn = max(turn, max(self._turn, self._turns.get(place, 0)) + share)
                 values.append(place)
+        if not values:  # behind those who have turns, and came before
+            queues = [self._lacking[key] for key in map(key_of, standings) if key in self._lacking]
+            turn = max([turn, *(queue[-1][0][0] for queue in queues)])
         return (turn, self._arrived), values
 
     def has_before(self, key: Key, order: Order) -> bool:
         """Tell whether somebody of an earlier turn lacks room at a limit."""
-        for earlier, reservation in self._needing.get(key, ()):
-            if earlier >= order:
-                return False
-            if key in self.waiters[reservation].blocked:
-                return True
-        return False
+        queue = self._lacking.get(key)
+        return queue is not None and queue[0][0] < order
 
     def due_ms(self, key: Key) -> int:
         """Return when the first of those who lack room at a limit may have it."""
-        return next(self.waiters[each].due_ms for _, each in self._needing[key] if key in self.waiters[each].blocked)
+        return self.waiters[self._lacking[key][0][1]].due_ms
 
     def add(self, waiter: Waiter, values: Iterable[tuple[Key, str]] = ()) -> None:
         """Let somebody wait; ``values`` are what its turn counts for."""
@@ -118,30 +120,50 @@ class WaitingRoom:
             self._turns[place] = waiter.order[0]
         self._take(waiter)
 
+    def pass_by(self, order: Order, values: Iterable[tuple[Key, str]]) -> None:
+        """Note that somebody went before others who wait: that was its turn."""
+        self._turn = max(self._turn, order[0])
+        for place in values:
+            self._turns[place] = order[0]
+
     def _take(self, waiter: Waiter) -> None:
         self.waiters[waiter.wish.reservation] = waiter
         for key in waiter.keys:
-            insort(self._needing.setdefault(key, []), (waiter.order, waiter.wish.reservation))
-        self._note_times(waiter)
+            self._needing[key] = self._needing.get(key, 0) + 1
+        self._queue(waiter, waiter.blocked)
+        heappush(self._times, _time_of(waiter))
 
-    def _note_times(self, waiter: Waiter) -> None:
-        when_ms = min(waiter.due_ms, waiter.wish.deadline_ms)
-        heappush(self._times, (when_ms, waiter.order[1], waiter.wish.reservation))
+    def _queue(self, waiter: Waiter, keys: Iterable[Key]) -> None:
+        for key in keys:
+            insort(self._lacking.setdefault(key, []), (waiter.order, waiter.wish.reservation))
+
+    def _unqueue(self, waiter: Waiter, keys: Iterable[Key]) -> None:
+        for key in keys:
+            queue = self._lacking[key]
+            queue.pop(bisect_left(queue, (waiter.order, waiter.wish.reservation)))
+            if not queue:
+                del self._lacking[key]
 
     def block(self, waiter: Waiter, blocked: frozenset[Key], due_ms: int) -> None:
-        """Note where somebody lacks room, and when there may be some."""
-        known = waiter._replace(blocked=blocked, due_ms=due_ms)
-        self.waiters[waiter.wish.reservation] = known
-        self._note_times(known)
+        """Note where somebody lacks room, and when there may be some; where it lacks none any more, others may go."""
+        known = self.waiters[waiter.wish.reservation]
+        self._unqueue(known, known.blocked - blocked)
+        self._queue(known, blocked - known.blocked)
+        self._changed.update(known.blocked - blocked)
+        new = self.waiters[waiter.wish.reservation] = known._replace(blocked=blocked, due_ms=due_ms)
+        if _time_of(new) != _time_of(known):
+            heappush(self._times, _time_of(new))
+        if len(self._times) > 2 * len(self.waiters) + _STALE_MAX:
+            self._times = sorted(map(_time_of, self.waiters.values()))
 
     def remove(self, reservation: str, *, granted: bool = False) -> Waiter:
         """Let somebody go; those who waited behind are looked at again."""
         waiter = self.waiters.pop(reservation)
         for key in waiter.keys:
-            queue = self._needing[key]
-            queue.pop(bisect_left(queue, (waiter.order, reservation)))
-            if not queue:
+            self._needing[key] -= 1
+            if not self._needing[key]:
                 del self._needing[key]
+        self._unqueue(waiter, waiter.blocked)
         self._changed.update(waiter.keys)
         if granted:
             self._turn = max(self._turn, waiter.order[0])
@@ -156,11 +178,11 @@ class WaitingRoom:
             self._changed.update(keys)
 
     def changed(self) -> Iterator[tuple[Key, list[str]]]:
-        """Yield limits with more room, and who needs them, in order; until no limit is left."""
+        """Yield limits with more room, and who lacked it there, in order; until no limit is left."""
         while self._changed:
             key = min(self._changed)
             self._changed.discard(key)
-            yield key, [reservation for _, reservation in self._needing.get(key, ())]
+            yield key, [reservation for _, reservation in self._lacking.get(key, ())]
 
     @property
     def next_ms(self) -> int | None:
@@ -168,7 +190,7 @@ class WaitingRoom:
         while self._times:
             when_ms, _, reservation = self._times[0]
             waiter = self.waiters.get(reservation)
-            if waiter is not None and when_ms == min(waiter.due_ms, waiter.wish.deadline_ms):
+            if waiter is not None and when_ms == _time_of(waiter)[0]:
                 return when_ms
             heappop(self._times)
         return None
@@ -185,6 +207,7 @@ class WaitingRoom:
         waiters = list(waiters)
         self.waiters.clear()
         self._needing.clear()
+        self._lacking.clear()
         self._times.clear()
         for waiter in waiters:
             self._take(waiter)
@@ -221,6 +244,10 @@ class WaitingRoom:
             self._take(Waiter(wish, (turn, number), _keys(keys), frozenset(_keys(blocked)), due_ms))
         self._arrived, self._turn = dumped["arrived"], dumped["turn"]
         self._turns = {((number, scope), value): turn for number, scope, value, turn in dumped["turns"]}
+
+
+def _time_of(waiter: Waiter) -> tuple[int, int, str]:
+    return min(waiter.due_ms, waiter.wish.deadline_ms), waiter.order[1], waiter.wish.reservation
 
 
 def key_of(standing: Standing) -> Key:
