@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tests.fault.truth import SUMMED, Sums, agent_of, block_sums, events_of_block, numbers
-from token_actor.actor.manifests import list_manifests
+from token_actor.actor.manifests import list_manifests, newest_manifest
 from token_actor.operations.verify import verify
 from token_actor.wire.entries import id_pair
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SHOWN: Final = 8  # examples in one line of a report
 DESCRIPTORS_MAX: Final = 32  # an actor has one connection, its log and what Python opens
 RSS_BYTES_MAX: Final = 1 << 30  # a full ring of recent events takes a few hundred MiB
-CHUNKS_MAX: Final = 400  # three snapshots and one under way, of few chunks each at this size
+CHUNKS_MAX: Final = 400  # three snapshots and one under way, of few chunks each at this size,
+SNAPSHOTS_MAX: Final = 4  # or, where the state is large, as many as that would be if they shared nothing
 _UNREADABLE: Final = "cannot be told apart: the recent events are gone"
 
 
@@ -197,7 +198,9 @@ def check_bounds(stage: Stage, verdict: Verdict) -> None:
             if (memory := actor.rss_bytes()) > RSS_BYTES_MAX:
                 verdict.note("I10", f"an actor takes {memory >> 20} MiB of memory")
     chunks = sum(1 for _ in stage.server.keys_like(stage.keys.chunk(b"", 0).partition(b":chunk")[0] + b":chunk:*"))
-    if chunks > CHUNKS_MAX:
+    newest = newest_manifest(stage.connection, stage.keys)
+    of_one = 0 if newest is None else len(newest.chunks)
+    if chunks > max(CHUNKS_MAX, SNAPSHOTS_MAX * of_one):
         verdict.note("I10", f"there are {chunks} chunks of snapshots on the server")
 
 
