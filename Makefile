@@ -26,7 +26,7 @@ COMPILE := $(UV_VENV)/bin/uv pip compile pyproject.toml --quiet --universal --py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check faults soak bench bench-limits lock clean lint types imports sizes texts coverage setup setup-dev
+.PHONY: help demo test check static faults soak bench bench-limits lock clean lint types imports sizes texts coverage setup setup-dev
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,8 +47,10 @@ faults: setup-dev ## kill, pause, cut off and fill real processes; every number 
 soak: setup-dev ## the same for long, 1,000 kills of the actor; MINUTES=25 says how long; rows in build/soak.jsonl
 	@$(BIN)/python -m tests.fault --long --minutes $(or $(MINUTES),25)
 
-check: lint types imports sizes texts coverage ## everything CI checks besides the tests
+check: static coverage ## everything CI checks besides the tests
 	@echo '== all checks passed'
+
+static: lint types imports sizes texts ## the part of `make check` that needs no tests to have run
 
 bench: setup-dev ## measure throughput and latency on this machine
 	@$(BIN)/python -m benchmarks

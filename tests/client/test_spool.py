@@ -650,5 +650,16 @@ def test_a_lock_is_not_taken_on_a_file_that_is_gone(folder):
     first.close()
 
 
+def test_a_lock_let_go_is_free_although_a_child_forked_just_now_still_has_it_open(folder):
+    path = leave(folder, batch())
+    first = Slot.claim(path)
+    of_the_child = os.dup(first._lock)  # what a fork shares, until the child has run its first lines
+    first.close()
+    second = Slot.claim(path)
+    assert second is not None
+    second.close()
+    os.close(of_the_child)
+
+
 def test_names_of_servers_are_told_apart():
     assert slots.digest_of("redis://a") != slots.digest_of("redis://b")

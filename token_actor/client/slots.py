@@ -183,6 +183,8 @@ class Slot:
         self._close_database()
         if self in _open:
             _open.discard(self)
+            with suppress(OSError):  # closing alone would not do: a child forked just now may still hold the lock too
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
 
     def leak(self) -> None:
