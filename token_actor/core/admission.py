@@ -49,15 +49,15 @@ class Admission:
         limits = self._reservations.limits
         if not limits and not self._reservations.open:
             return
-        picked = np.arange(len(log_ms)) if events is None else events
         start = 0
         while start < len(log_ms):
             limits.watch.at(int(columns.entry[start]))
             self.advance(int(log_ms[start]))
-            stop = int(np.searchsorted(log_ms, min(self._next_ms(), limits.next_hour_ms)))
-            first, last = np.searchsorted(picked, (start, stop)).tolist()
-            if first < last:
-                limits.count(series, columns, rows, log_ms, picked[first:last])
+            stop = _first_from(log_ms, min(self._next_ms(), limits.next_hour_ms))
+            if events is None:
+                limits.count(series, columns, rows, log_ms, slice(start, stop))
+            elif len(picked := events[slice(*np.searchsorted(events, (start, stop)))]):
+                limits.count(series, columns, rows, log_ms, picked)
             start = stop
 
     def _next_ms(self) -> int:
@@ -246,6 +246,11 @@ class Admission:
         """Take over what ``dump`` returned; the limits must be restored before."""
         self.room.restore(dumped)
         self._version = self._reservations.limits.version
+
+
+def _first_from(log_ms: Int64s, time_ms: int) -> int:
+    """Return the first of some events in log order that is not before a time; their number if all are."""
+    return len(log_ms) if log_ms[-1] < time_ms else int(np.searchsorted(log_ms, time_ms))
 
 
 def _keys_of(standings: Sequence[Standing]) -> tuple[Key, ...]:

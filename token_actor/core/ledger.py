@@ -122,8 +122,8 @@ class Ledger:
         claimed_ms = columns.event_ms
         if taken_ms is not columns.log_ms:  # what names no time of its own was given that of its id
             claimed_ms = np.where(claimed_ms == columns.log_ms, taken_ms, claimed_ms)
-        event_ms = np.clip(claimed_ms, taken_ms - PAST_MS_MAX, taken_ms + FUTURE_MS_MAX)
-        flags = columns.flags | np.where(event_ms != claimed_ms, CLAMPED, 0).astype(np.uint8)
+        event_ms = np.minimum(np.maximum(claimed_ms, taken_ms - PAST_MS_MAX), taken_ms + FUTURE_MS_MAX)
+        flags = columns.flags | (event_ms != claimed_ms) * np.uint8(CLAMPED)
         return replace(columns, log_ms=self.time.read(columns.log_ms), event_ms=event_ms, flags=flags)
 
     def _new_hour(self, columns: Columns) -> int:
@@ -264,13 +264,12 @@ class Ledger:
         log_ms = log_ms[picked]
         counts = columns.counts[:, picked]
         event_ms = columns.event_ms[picked]
-        flags = columns.flags[picked] | np.where(counts[4] > counts[1], INCONSISTENT, 0).astype(np.uint8)
+        flags = columns.flags[picked] | (counts[4] > counts[1]) * np.uint8(INCONSISTENT)
         cost = columns.cost[picked]
         ones = np.ones(len(rows), dtype=np.int64)
         values = np.concatenate((counts, [ones, cost, (flags & UNPRICED) // UNPRICED]))
-        for counter, value in zip(self.counters, values, strict=False):
-            if value.any():
-                np.add.at(counter, rows, value)
+        for counter in np.flatnonzero(values.any(axis=1)).tolist():
+            np.add.at(self.counters[counter], rows, values[counter])
         self._count_flags(rows, flags)
         self._note_times(rows, log_ms, counts)
         self.frames.add(rows, event_ms, values)
@@ -289,7 +288,7 @@ class Ledger:
         )
 
     def _count_flags(self, rows: Int64s, flags: Any) -> None:  # noqa: ANN401 - uint8 column
-        if not flags.any():
+        if not (flags & ~np.uint8(UNPRICED)).any():
             return
         exactness = flags & EXACTNESS_MASK
         raised = [exactness == index for index in range(1, len(EXACTNESS))]
@@ -300,7 +299,8 @@ class Ledger:
 
     def _note_times(self, rows: Int64s, log_ms: Int64s, counts: Int64s) -> None:
         new = self.last_ms[rows] == 0
-        self.first_ms[rows[new][::-1]] = log_ms[new][::-1]  # the last assignment wins: the first event's
+        if new.any():
+            self.first_ms[rows[new][::-1]] = log_ms[new][::-1]  # the last assignment wins: the first event's
         self.last_ms[rows] = log_ms
         np.maximum.at(self.peak_tokens, rows, counts[0] + counts[1])
 

@@ -219,11 +219,14 @@ class LimitTable:
         found = [(meter, meter.limit.scope_of(names)) for meter in self.meters.values()]
         return [(meter, scope) for meter, scope in found if scope is not None]
 
-    def count(self, series: SeriesTable, columns: Columns, rows: Int64s, log_ms: Int64s, picked: Int64s) -> None:
+    def count(
+        self, series: SeriesTable, columns: Columns, rows: Int64s, log_ms: Int64s, picked: Int64s | slice
+    ) -> None:
         """Count the events ``picked`` of a read; ``rows`` and ``log_ms`` are those of all its events."""
         values = (columns.counts[:, picked], columns.cost[picked])
+        rows, log_ms = rows[picked], log_ms[picked]
         for meter in self.meters.values():
-            meter.count(series, rows[picked], values, log_ms[picked], self.watch)
+            meter.count(series, rows, values, log_ms, self.watch)
         self.watch.tell(columns.entry[picked])
 
     def advance(self, log_ms: int) -> None:

@@ -84,7 +84,7 @@ class RecentEvents:
         self.next_place += len(rows)
         self._make_room(len(self))
         kept = min(len(rows), self._events_max)
-        at = self._index(np.arange(self.next_place - kept, self.next_place))
+        at = self._span(self.next_place - kept, kept)
         for name, value in (("row", rows), ("previous", previous), *values.items()):
             self._columns[name][..., at] = None if value is None else value[..., len(rows) - kept :]
 
@@ -121,6 +121,12 @@ class RecentEvents:
         if count > self._capacity:
             self._capacity = min(self._events_max, max(count, 2 * self._capacity))
             self._columns = {name: grown(column, self._capacity) for name, column in self._columns.items()}
+
+    def _span(self, place: int, count: int) -> Int64s | slice:
+        """Return where ``count`` places from ``place`` on are: a slice, unless the ring ends among them."""
+        start = place % self._capacity
+        end = start + count
+        return slice(start, end) if end <= self._capacity else self._index(np.arange(place, place + count))
 
     def _index(self, places: Int64s) -> Int64s:
         return places % self._capacity
