@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.quota import NOW_MS, Quota
 from tests.makers import event, plain
-from token_actor.core import admission
+from token_actor.core import admission, waiting
 from token_actor.core.columns import columns_of
 from token_actor.core.commands import ANSWERS_MAX, Command, execute, told_since
 from token_actor.core.limits import Limit
@@ -464,6 +464,18 @@ def test_looking_again_and_again_keeps_nothing():
     for number in range(3_000):
         line.run("pause_limit", {"name": "t", "for_ms": number + 1})
     assert len(line.ledger.admission.room._times) < 1_100
+
+
+def test_times_at_which_nobody_has_to_be_looked_at_any_more_are_cleared_away(monkeypatch):
+    monkeypatch.setattr(waiting, "_STALE_MAX", 10)
+    line = Line(Limit("l", 100, seconds=10_000, on_expire="refund"))
+    for number in range(50):
+        line.ask(2, f"h{number}", wait_ms=0, ttl_ms=100_000 + number)
+    line.ask(100, "waits", wait_ms=600_000)
+    for number in reversed(range(50)):  # with each, all the others are given back a little earlier
+        line.run("release", {"reservation": f"w:h{number}"})
+        assert len(line.ledger.admission.room._times) <= 12
+    assert line.granted == ["waits"]
 
 
 def test_who_has_no_turns_goes_behind_those_who_have_and_came_before():

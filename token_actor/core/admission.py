@@ -133,12 +133,6 @@ class Admission:
             and (not standing.fits or (standing.cost and self.room.has_before(key_of(standing), order)))
         )
 
-    def _room_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], now_ms: int) -> int:
-        """Return when there may be room for somebody who is ``blocked``."""
-        if any(standing.enforced and not standing.fits for standing in standings):
-            return self._fits_ms([standing for standing in standings if standing.enforced], now_ms)
-        return max(map(self.room.due_ms, blocked), default=now_ms)
-
     def _look_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], order: Order, now_ms: int) -> int:
         """Return when to look again at somebody who waits: when there may be room where nobody comes first.
 
@@ -160,7 +154,7 @@ class Admission:
         if answer["granted"]:
             binding = next((standing for standing in standings if key_of(standing) in blocked), standings[0])
             binding.meter.refused += 1
-            due_ms = self._room_ms(standings, blocked, now_ms)
+            due_ms = max(map(self.room.due_ms, blocked), default=now_ms)
             wait_ms = max(1, due_ms - now_ms) if due_ms < _NO_TIME else wish.ttl_ms
             answer = {**answer, **shown(binding), "granted": False, "retry_after_ms": wait_ms}
         return {**answer, "reservation": None, "expires_ms": None, **wish.notes(now_ms)}
