@@ -133,7 +133,7 @@ def test_a_wrong_argument_is_named(field, value):
 def test_a_name_that_cannot_be_hashed_is_refused():
     with pytest.raises(InvalidValue) as wrong:
         make_event({}, agent=["a"])
-    assert (wrong.value.field, wrong.value.reason) == ("dimensions", "type")
+    assert (wrong.value.field, wrong.value.reason) == ("agent", "type")
 
 
 class TestThroughAClient:

@@ -15,7 +15,7 @@ from token_actor.core.usage import (
     check_message_id,
     check_tags,
     cost_to_nanousd,
-    series_key,
+    series_of,
 )
 from token_actor.errors import InvalidValue
 from token_actor.wire.events import timestamp_to_ms
@@ -69,7 +69,4 @@ def _series(names: Mapping[str, str], dimensions: Mapping[str, str | None]) -> s
     merged = {**names, **{dimension: name for dimension, name in dimensions.items() if name is not None}}
     if not merged.keys() <= _KNOWN:
         raise InvalidValue(min(merged.keys() - _KNOWN), f"is not a dimension; there are {', '.join(DIMENSIONS)}")
-    try:
-        return series_key(*map(merged.get, DIMENSIONS))
-    except TypeError:
-        raise InvalidValue("dimensions", "must be strings", reason="type") from None
+    return series_of(merged)

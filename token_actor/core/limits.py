@@ -22,7 +22,7 @@ from token_actor.core.usage import (
     check_name,
     cost_to_nanousd,
     seconds_to_ms,
-    series_key,
+    series_of,
 )
 from token_actor.errors import InvalidValue
 
@@ -74,10 +74,10 @@ def estimate_of(arguments: Mapping[str, Any]) -> Estimate:
         if name not in RESERVE_ARGUMENTS:
             raise InvalidValue(str(name), "is not a dimension, a token count, cost_usd, or requests", reason="decode")
     tokens, *kinds = [check_count(name, arguments.get(name, 0)) for name in MEASURES]
-    names = [check_name(dimension, arguments.get(dimension)) for dimension in DIMENSIONS]
+    series = series_of(arguments)
     cost_nanousd = cost_to_nanousd(arguments.get("cost_usd")) or 0
     requests = check_count("requests", arguments.get("requests", 1))
-    return Estimate(series_key(*names), tokens, tuple(kinds), cost_nanousd, requests)
+    return Estimate(series, tokens, tuple(kinds), cost_nanousd, requests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,10 +94,9 @@ class SeriesTable:
         return self._add(self._room_for(check_series_key(key).split(SEPARATOR)))
 
     def counted_as(self, key: str) -> list[str]:
-        """Return the seven names that a key would be counted under now; adds nothing. Raises ``InvalidValue``."""
-        if key in self._row_of:
-            return key.split(SEPARATOR)
-        return self._room_for(check_series_key(key).split(SEPARATOR))
+        """Return the seven names that a canonical key would be counted under now; adds nothing."""
+        names = key.split(SEPARATOR)
+        return names if key in self._row_of else self._room_for(names)
 
     def _room_for(self, names: list[str]) -> list[str]:
         """Return the tuple that ``names`` is counted under, which is ``names`` while there is room."""

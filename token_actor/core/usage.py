@@ -195,6 +195,15 @@ def series_key(  # noqa: PLR0913, PLR0917 - one argument for each dimension, in 
     return SEPARATOR.join([check_name(dimension, name) for dimension, name in zip(DIMENSIONS, names, strict=True)])
 
 
+def series_of(names: Mapping[str, object]) -> str:
+    """Return the canonical key of what a map says of the dimensions. Raises ``InvalidValue`` naming the dimension."""
+    found = [names.get(dimension) for dimension in DIMENSIONS]
+    try:
+        return series_key(*found)
+    except TypeError:  # a list or a map cannot be looked up in a cache; without the cache, it is refused by name
+        return series_key.__wrapped__(*found)
+
+
 def check_series_key(key: object) -> str:
     """Return ``key`` if it is a canonical series key made by ``series_key``.
 

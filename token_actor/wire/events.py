@@ -16,7 +16,7 @@ from token_actor.core.usage import (
     check_tags,
     cost_to_nanousd,
     seconds_to_ms,
-    series_key,
+    series_of,
 )
 from token_actor.errors import BadEntry, InvalidValue
 
@@ -42,7 +42,7 @@ def event_of(fields: Mapping[str, Any]) -> Event:
         check_count(name, get(name, 0)) for name in COUNTS
     ]
     return Event(
-        _series_of(fields),
+        series_of(fields),
         input_tokens,
         output_tokens,
         cache_read,
@@ -54,14 +54,6 @@ def event_of(fields: Mapping[str, Any]) -> Event:
         check_message_id(get("message_id")),
         check_tags(get("tags")),
     )
-
-
-def _series_of(fields: Mapping[str, Any]) -> str:
-    names = [fields.get(dimension) for dimension in DIMENSIONS]
-    try:
-        return series_key(*names)
-    except TypeError:  # a list or a map cannot be looked up in a cache; without the cache, it is refused by name
-        return series_key.__wrapped__(*names)
 
 
 def timestamp_to_ms(value: object) -> int | None:
