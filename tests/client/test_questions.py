@@ -377,6 +377,10 @@ class TestWindow:
     def test_all_four_kinds_count(self, client):
         assert client.tokens_in_window(3600) == 715
 
+    def test_a_window_says_whether_it_is_exact(self, client):
+        assert client.window_usage(3600, agent="nobody") == {"tokens": 0, "source": "recent"}
+        assert client.window_usage(3600) == {"tokens": 715, "source": "recent"}
+
     def test_a_window_counts_when_the_log_took_it_and_not_what_it_claims(self, client):
         assert client.tokens_in_window(60) == 715  # they claim to be ten minutes old
 

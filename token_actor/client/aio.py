@@ -118,6 +118,10 @@ class AsyncFace(AsyncNotices):
         while page := await self._threads.run(next, pages, end):
             yield page
 
+    async def window_usage(self, window_seconds: float, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return the tokens of the last ``window_seconds``, and whether they are exact."""
+        return await self._threads.run(self._sync.window_usage, window_seconds, **more)
+
     async def tokens_in_window(self, window_seconds: float, **more: Any) -> int:  # noqa: ANN401
         """Return the tokens of all four kinds of the last ``window_seconds``."""
         return await self._threads.run(self._sync.tokens_in_window, window_seconds, **more)

@@ -114,18 +114,23 @@ class Questions:
             if limit is not None:
                 limit -= len(answer["history"])
 
-    def tokens_in_window(
+    def window_usage(
         self, window_seconds: float, *, stale_ok: bool = False, timeout_s: float | None = None, **selector: str
-    ) -> int:
-        """Return the tokens of all four kinds of the last ``window_seconds``, by the server's clock.
+    ) -> dict[str, Any]:
+        """Return the ``tokens`` of all four kinds of the last ``window_seconds``, and the ``source`` of that.
 
-        The window has at most 35 days; nothing that was used is older than that when it is reported.
+        By the server's clock and exact while the actor holds every event of the window (``recent``); beyond
+        that by the times that events claim, in whole minutes, or hours for times long past (``frames``). The
+        window has at most 35 days; nothing that was used is older than that when it is reported.
         """
         if not 0 < check_number("window_seconds", window_seconds) <= WINDOW_S_MAX:
             raise InvalidQuestion("window_seconds", f"must be above 0, at most {WINDOW_S_MAX}, not {window_seconds!r}")
         arguments = {"selector": selector, "window_ms": max(1, round(window_seconds * 1000))}
-        answer = self._ask("window", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
-        tokens: int = answer["tokens"]
+        return self._ask("window", arguments, selector, stale_ok=stale_ok, timeout_s=timeout_s)
+
+    def tokens_in_window(self, window_seconds: float, **more: Any) -> int:  # noqa: ANN401 - those of ``window_usage``
+        """Return the tokens of ``window_usage`` of the same arguments."""
+        tokens: int = self.window_usage(window_seconds, **more)["tokens"]
         return tokens
 
     def check_rate_limit(
