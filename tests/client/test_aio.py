@@ -72,6 +72,7 @@ class TestTheSameAnswers:
             lambda face: face.analytics("model", None, None, limit=1, agent="a"),
             lambda face: face.history(1, agent="a"),
             lambda face: face.tokens_in_window(60, agent="a"),
+            lambda face: face.window_usage(60, agent="a"),
             lambda face: face.check_rate_limit(60, 329),
             lambda face: face.predict_overflow("s", 5, context_window_limit=335),
             lambda face: face.summary(agent="a"),
@@ -83,7 +84,7 @@ class TestTheSameAnswers:
             lambda face: face.manager("s").check_rate_limit(60, 330),
             lambda face: face.manager("s").update_tokens(1, message_id="x"),
         ],
-        ids=range(14),
+        ids=range(15),
     )
     def test_a_coroutine_returns_what_the_method_returns(self, both, ask):
         client, async_client = both
