@@ -293,6 +293,12 @@ class TestSafe:
         with pytest.raises(ActorUnavailable, match="to a call without an estimate"):
             client.outage.decide(away, {"tenant": "default"})
 
+    def test_under_a_limit_of_money_that_is_a_call_that_says_no_cost(self, fleet):
+        client = stopped(fleet, limit("safe", unit="cost_nanousd"), timeout_s=SOON_S)
+        with pytest.raises(ActorUnavailable, match="to a call without an estimate of its cost"):
+            client.reserve(10)
+        assert client.reserve(10, cost_usd=0).degraded
+
     def test_calls_are_counted_without_an_estimate(self, fleet):
         client = stopped(fleet, limit("safe", unit="requests"), timeout_s=SOON_S)
 

@@ -150,6 +150,32 @@ class TestDecisions:
         quota.run("reserve")
         assert quota.taken() == (700, 700)
 
+    def test_a_cost_that_was_not_given_is_what_was_learned(self):
+        quota = Quota(Limit("l", 1_000, unit="cost_nanousd"))
+        apply(quota.ledger, event(1, cost_nanousd=700, flags=0))
+        told = quota.run("reserve", {"tokens": 5})
+        assert told["estimate"] == {"source": "given", "tokens": 5, "cost_nanousd": 700, "requests": 1}
+        assert not told["granted"]
+        quota.at(NOW_MS + 120_000)
+        assert quota.run("reserve", {"tokens": 5})["granted"]
+        assert quota.taken() == (0, 700)
+
+    def test_where_no_cost_is_known_a_budget_that_is_used_up_refuses_all_the_same(self):
+        quota = Quota(Limit("l", 1_000, unit="cost_nanousd"))
+        assert quota.run("reserve", {"tokens": 5})["granted"]
+        assert quota.taken() == (0, 1)
+        assert quota.run("reserve", {"cost_usd": "0.000000999"})["granted"]
+        refused = quota.run("reserve", {"tokens": 5})
+        assert (refused["granted"], refused["limit"], refused["remaining"]) == (False, "l", 0)
+        assert not ask(quota.ledger, "explain", selector={}, tokens=5)["granted"]
+        assert quota.run("reserve", {"tokens": 5, "cost_usd": 0})["granted"]
+        assert quota.run("reserve", {"tokens": 5, "requests": 0})["granted"]
+
+    def test_where_no_limit_counts_money_nobody_asks_what_a_call_costs(self):
+        quota = Quota(amount=1_000)
+        apply(quota.ledger, event(1, cost_nanousd=700, flags=0))
+        assert quota.run("reserve", {"tokens": 5})["estimate"] == {"source": "given", "tokens": 5, "requests": 1}
+
     @pytest.mark.parametrize("given", [{"tokens": 0}, {"output_tokens": 3}, {"cost_usd": "0.5"}, {"cost_usd": 0}])
     def test_what_was_given_is_kept(self, given):
         quota = Quota(amount=1_000)

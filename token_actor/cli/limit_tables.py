@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.cli.output import duration, number, usd
 from token_actor.cli.tables import Column, bar
+from token_actor.core.limits import MONEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,14 +90,14 @@ def _figures(rows: Sequence[Mapping[str, Any]], units: Sequence[str]) -> list[Co
     ]
     return [
         *columns,
-        Column(title="unit", cells=["usd" if unit == "cost_nanousd" else unit for unit in units], rank=2, name=True),
+        Column(title="unit", cells=["usd" if unit == MONEY else unit for unit in units], rank=2, name=True),
         Column(title="taken", cells=[bar(fullness(row)) for row in rows], rank=1),
     ]
 
 
 def amount_of(value: int, unit: str) -> str:
     """Return an amount for people: dollars for money, a whole number for anything else."""
-    return usd(value) if unit == "cost_nanousd" else number(value)
+    return usd(value) if unit == MONEY else number(value)
 
 
 def _per(limit: Mapping[str, Any]) -> str:
@@ -124,7 +125,7 @@ def verdict(told: Mapping[str, Any], units: Mapping[str, str]) -> str:
     if name is None:
         return "granted: no limit covers this call"
     unit = units.get(name, "tokens")
-    words = "" if unit == "cost_nanousd" else f" {unit.replace('_', ' ')}"
+    words = "" if unit == MONEY else f" {unit.replace('_', ' ')}"
     left = f"{amount_of(told['remaining'], unit)} of {amount_of(told['amount'], unit)}{words} left"
     if told["granted"]:
         return f"granted: the tightest limit is {name!r}, with {left}"

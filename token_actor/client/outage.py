@@ -30,7 +30,16 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.limit_table import LimitTable
-from token_actor.core.limits import CONCURRENCY, LIMIT_FIELDS, MEASURES, RESERVE_ARGUMENTS, Limit, estimate_of, limit_of
+from token_actor.core.limits import (
+    CONCURRENCY,
+    LIMIT_FIELDS,
+    MEASURES,
+    MONEY,
+    RESERVE_ARGUMENTS,
+    Limit,
+    estimate_of,
+    limit_of,
+)
 from token_actor.core.reservation_states import NONE
 from token_actor.core.reservations import TTL_MS, Reservations
 from token_actor.core.usage import SEPARATOR
@@ -90,13 +99,13 @@ class _Place:
         """Return why nothing may be decided here for a call; ``None`` when it may."""
         if self.limits is None:
             return "its limits are not known here yet"
-        estimated = any(name in arguments for name in (*MEASURES, "cost_usd"))
         for limit in self.covering(estimate_of(_estimated(arguments)).series.split(SEPARATOR)):
             if limit.on_outage == "closed":
                 return f"limit {limit.name!r} is closed while the actor cannot be reached"
-            if limit.on_outage == "safe" and not estimated and limit.unit not in _COUNTED:
+            if limit.on_outage == "safe" and not _is_estimated(arguments, limit.unit):
                 return (
-                    f"limit {limit.name!r} is closed, while the actor cannot be reached, to a call without an estimate"
+                    f"limit {limit.name!r} is closed, while the actor cannot be reached, "
+                    f"to a call without an estimate of its {'cost' if limit.unit == MONEY else 'tokens'}"
                 )
         return None
 
@@ -298,6 +307,13 @@ def _local(limit: Limit) -> Limit:
 
 def _estimated(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in RESERVE_ARGUMENTS}
+
+
+def _is_estimated(arguments: Mapping[str, Any], unit: str) -> bool:
+    """Tell whether a call says what it may use of a unit."""
+    if unit == MONEY:
+        return arguments.get("cost_usd") is not None
+    return unit in _COUNTED or any(name in arguments for name in MEASURES)
 
 
 def _now_ms() -> int:

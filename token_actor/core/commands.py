@@ -189,7 +189,7 @@ def _reserve(ledger: Ledger, command: Command) -> Carried:
     if ledger.reservations.state_of(reservation) != NONE:  # reserved once more, what it holds would never come back
         raise InvalidValue("request_id", "was used before, and what was answered is forgotten")
     names, now_ms = ledger.series.counted_as(estimate.series), ledger.log_ms
-    estimate, source = ledger.requests.completed(names, estimate, arguments)
+    estimate, source = ledger.requests.completed(names, estimate, arguments, for_money=ledger.limits.counts_money)
     who = (reservation, command.client, command.request_id)
     wish = Wish(*who, tuple(names), estimate, ttl_ms, now_ms, now_ms + wait_ms, source)
     return ledger.admission.ask(wish, now_ms), []

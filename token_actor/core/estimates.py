@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 GROUPS_MAX: Final = 4_096  # 5 MB with all of them; with ``__other__``, their numbers fit 16 bits
 KEPT: Final = 32  # requests of a group: the estimate is the second highest, about the 95th percentile
 TOKENS_DEFAULT: Final = 4_096  # of any kind, where nothing was learned: a usual call of an agent with its context
+COST_LEAST: Final = 1  # nano-USD of a call whose cost nobody knows: it does not fit into a budget that is used up
 GIVEN, LEARNED, DEFAULT = "given", "learned", "default"  # where an estimate comes from
 _MODEL_GROUPS_MAX: Final = 32  # groups of a model looked at for one of its agents that is new
 _COLUMNS: Final = len(TOKEN_KINDS) + 1  # and the cost
@@ -148,11 +149,25 @@ class RecentRequests:
         self._sort_in()
         self._rows_known = 0
 
-    def completed(self, names: Sequence[str], estimate: Estimate, given: Mapping[str, Any]) -> Estimated:
-        """Return ``estimate`` if ``given`` names any count or a cost, else what was learned of these seven names."""
-        if given.get("cost_usd") is not None or not given.keys().isdisjoint(MEASURES):
-            return Estimated(estimate, GIVEN)
-        return self.estimate(names, estimate)
+    def completed(
+        self, names: Sequence[str], estimate: Estimate, given: Mapping[str, Any], *, for_money: bool = False
+    ) -> Estimated:
+        """Return ``estimate`` if ``given`` names any count or a cost, else what was learned of these seven names.
+
+        ``for_money`` says that limits count money: then a cost that was not given is what was learned, and
+        at least ``COST_LEAST``.
+        """
+        unpriced = given.get("cost_usd") is None
+        if unpriced and given.keys().isdisjoint(MEASURES):
+            found = self.estimate(names, estimate)
+            cost_nanousd = found.estimate.cost_nanousd
+        else:
+            found = Estimated(estimate, GIVEN)
+            cost_nanousd = self.estimate(names, estimate).estimate.cost_nanousd if unpriced and for_money else 0
+        if unpriced and for_money:
+            cost_nanousd = max(cost_nanousd, min(COST_LEAST, estimate.requests))
+            return found._replace(estimate=found.estimate._replace(cost_nanousd=cost_nanousd))
+        return found
 
     def estimate(self, names: Sequence[str], asked: Estimate) -> Estimated:
         """Return what the calls asked for (``requests`` of them) may use, going by the last ones of their group.

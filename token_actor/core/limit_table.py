@@ -16,7 +16,7 @@ import numpy as np
 from token_actor.core.columns import Int64s, grown
 from token_actor.core.limit_calendars import CalendarCounters
 from token_actor.core.limit_counters import counters_of
-from token_actor.core.limits import limit_of
+from token_actor.core.limits import MONEY, limit_of
 from token_actor.core.pauses import Pause
 from token_actor.core.series import OTHER
 from token_actor.core.thresholds import Told, Watch
@@ -171,6 +171,11 @@ class LimitTable:
     def __len__(self) -> int:
         """Return how many limits are in force."""
         return len(self.meters)
+
+    @property
+    def counts_money(self) -> bool:
+        """Tell whether any limit counts money."""
+        return any(meter.limit.unit == MONEY for meter in self.meters.values())
 
     def put(self, limit: Limit, now_ms: int) -> bool:
         """Put a limit in force at once; tell whether what was used so far still counts.

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 CONCURRENCY: Final = "concurrency"  # a unit and a kind: reservations that are open at once
 TOKEN_UNITS: Final = ("tokens", "input_tokens", "output_tokens")
-UNITS: Final = (*TOKEN_UNITS, "requests", "cost_nanousd", CONCURRENCY)
+MONEY: Final = "cost_nanousd"
+UNITS: Final = (*TOKEN_UNITS, "requests", MONEY, CONCURRENCY)
 CALENDAR: Final = "calendar"
 KINDS: Final = ("window", "bucket", CALENDAR, CONCURRENCY)
 MODES: Final = ("enforce", "shadow")
@@ -196,7 +197,7 @@ class Limit:
         if self.unit in TOKEN_UNITS:
             weighed = sum(count * weight for count, weight in zip(estimate.kinds, self.per_mille, strict=True))
             return -(-(weighed + estimate.tokens * max(self.per_mille)) // PER_MILLE)
-        if self.unit == "cost_nanousd":
+        if self.unit == MONEY:
             return estimate.cost_nanousd
         return estimate.requests if self.unit == "requests" else 1
 
@@ -210,7 +211,7 @@ class Limit:
         """Return what events used, as ``charge_of``; ``counts`` has shape (5, n), ``cost`` is in nano-USD."""
         if self.unit == "requests":
             return np.ones(len(cost), dtype=np.int64)
-        if self.unit == "cost_nanousd":
+        if self.unit == MONEY:
             return cost
         weighed: Int64s = np.array(self.per_mille, dtype=np.int64) @ counts[: len(TOKEN_KINDS)]
         return -(-weighed // PER_MILLE)

@@ -267,7 +267,7 @@ def _explain(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[
     given = {name: value for name, value in arguments.items() if name != "selector"}
     asked = estimate_of({**given, **check_selector(arguments.get("selector", {}))})
     reservations, names = ledger.reservations, ledger.series.counted_as(asked.series)
-    estimated = ledger.requests.completed(names, asked, given)
+    estimated = ledger.requests.completed(names, asked, given, for_money=ledger.limits.counts_money)
     standings = reservations.standings(names, estimated.estimate, now_ms)
     return {
         **reservations.decide(standings, now_ms),

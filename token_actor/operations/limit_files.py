@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.limit_table import LIMITS_MAX
-from token_actor.core.limits import AMOUNT_MAX, LIMIT_FIELDS, Limit, limit_of
+from token_actor.core.limits import AMOUNT_MAX, LIMIT_FIELDS, MONEY, Limit, limit_of
 from token_actor.core.usage import NANO_PER_USD
 from token_actor.errors import InvalidValue, SetupError
 from token_actor.wire.keys import partition_of
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from token_actor.client.limits import Limits
 
-COST_UNIT: Final = "cost_nanousd"
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 
@@ -87,9 +86,9 @@ def fields_of(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get("seconds"), str):
         fields["seconds"] = _length_s(fields["seconds"])
     if "amount_usd" in given:
-        if "amount" in given or given.get("unit", COST_UNIT) != COST_UNIT:
-            raise InvalidValue("amount_usd", f"stands for amount and the unit {COST_UNIT}; leave those out")
-        fields |= {"amount": nanousd_of(given["amount_usd"]), "unit": COST_UNIT}
+        if "amount" in given or given.get("unit", MONEY) != MONEY:
+            raise InvalidValue("amount_usd", f"stands for amount and the unit {MONEY}; leave those out")
+        fields |= {"amount": nanousd_of(given["amount_usd"]), "unit": MONEY}
     return fields
 
 
