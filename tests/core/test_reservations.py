@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.core.quota import NOW_MS, Quota
+from tests.core.quota import NOW_MS, Quota, of_kind
 from tests.makers import event, plain
 from token_actor.core import reservations
 from token_actor.core.admission import Admission
@@ -282,3 +282,32 @@ def test_an_open_hold_on_a_limit_that_is_gone_comes_back_too():
     restored = Reservations(limits)
     restored.restore(quota.ledger.reservations.dump())
     assert restored.dump() == quota.ledger.reservations.dump()
+
+
+@pytest.mark.parametrize("kind", ["window", "bucket", "calendar", "concurrency"])
+def test_a_refusal_looks_at_no_more_open_reservations_than_have_to_end(kind, monkeypatch):
+    quota = Quota(Limit("l", 300, seconds=3_600, on_expire="refund", **of_kind(kind)))
+    for number in range(300):
+        assert quota.reserve(1, ttl_ms=60_000 + number)["granted"]
+    looked = []
+
+    def refunds(*arguments):
+        for refund in original(*arguments):
+            looked.append(refund)
+            yield refund
+
+    original = Reservations._refunds
+    monkeypatch.setattr(Reservations, "_refunds", refunds)
+    quota.at(NOW_MS + 2)
+    refused = quota.reserve(1)
+    assert not refused["granted"]
+    assert refused["retry_after_ms"] == (11_998 if kind == "bucket" else 59_998)
+    assert len(looked) <= 2
+
+
+def test_an_extension_moves_when_room_is_expected():
+    quota = Quota(Limit("l", 2, kind="concurrency"))
+    first, _ = quota.reserve(1, ttl_ms=1_000), quota.reserve(1, ttl_ms=2_000)
+    assert quota.reserve(1)["retry_after_ms"] == 1_000
+    quota.run("extend", {"reservation": first["reservation"], "ttl_ms": 5_000})
+    assert quota.reserve(1)["retry_after_ms"] == 2_000

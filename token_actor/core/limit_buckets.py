@@ -126,7 +126,7 @@ class BucketCounters:
         allowed = self._full - cost * self._scale
         bucket = self._buckets[scope].copy()
         bucket.flow(now_ms, self._rate)
-        for expires_ms, place, amount in sorted(refunds):
+        for expires_ms, place, amount in refunds:
             if self._fits_ms(bucket, allowed) <= expires_ms:
                 break
             bucket.flow(expires_ms, self._rate)

@@ -99,7 +99,7 @@ class CalendarCounters:
         present = self._present(now_ms)
         assert present is not None, "where nothing was taken there is room"
         excess = sum(self.sums(scope, now_ms)) + cost - self._limit.amount
-        for expires_ms, place, amount in sorted(refunds):
+        for expires_ms, place, amount in refunds:
             if place == present.start_ms and expires_ms < present.end_ms:
                 excess -= amount
                 if excess <= 0:

@@ -18,14 +18,12 @@ All classes have the same methods:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from heapq import nlargest
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from token_actor.core.limit_buckets import BucketCounters
 from token_actor.core.limit_calendars import CalendarCounters
-from token_actor.core.limit_windows import WindowCounters
+from token_actor.core.limit_windows import WindowCounters, freed_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +48,10 @@ class Counters(Protocol):
         """Return what is used and what is reserved; changes nothing."""
 
     def retry_after_ms(self, scope: int, cost: int, now_ms: int, refunds: Iterable[Refund]) -> int:
-        """Return when a refused cost, which can fit, will fit if nothing else happens."""
+        """Return when a refused cost, which can fit, will fit if nothing else happens.
+
+        ``refunds`` are in the order in which they are given back; no more of them are taken than it takes.
+        """
 
     def hold(self, scope: int, amount: int, now_ms: int) -> int:
         """Reserve; return the place."""
@@ -114,9 +115,7 @@ class ConcurrencyCounters:
     def retry_after_ms(self, scope: int, cost: int, now_ms: int, refunds: Iterable[Refund]) -> int:
         """Return when enough will have expired, if nobody settles or releases before."""
         excess = self._held[scope] + cost - self._limit.amount
-        ends = sorted(refunds)
-        left = list(accumulate(amount for _, _, amount in ends))
-        return ends[bisect_left(left, excess)][0] - now_ms  # what is held is given back when it expires
+        return freed_ms(((expires_ms, amount) for expires_ms, _, amount in refunds), excess) - now_ms
 
     def hold(self, scope: int, amount: int, now_ms: int) -> int:
         """Take; there are no places."""

@@ -41,7 +41,8 @@ class Meter:
     """Hold one limit and its counters.
 
     ``number`` is never given twice, so a hold on counters that are gone cannot hit others. ``scopes``
-    maps values of ``by`` to their counters. ``holders`` are the open reservations of each value.
+    maps values of ``by`` to their counters. ``holders`` are the open reservations of each value,
+    as (expiry, id) in that order.
     ``refused`` counts decisions, ``debt`` what was used beyond what was reserved. During its ``pause`` it
     grants nothing. ``told`` are the thresholds that were told; ``None`` for a limit without periods.
     """
@@ -53,7 +54,7 @@ class Meter:
         self.counters = counters_of(limit)
         self.told = Told(self.counters, limit) if isinstance(self.counters, CalendarCounters) else None
         self.scopes: dict[str, int] = {}
-        self.holders: dict[str, dict[str, None]] = {}
+        self.holders: dict[str, list[tuple[int, str]]] = {}
         self.refused = 0
         self.debt = 0
         self.pause = Pause()

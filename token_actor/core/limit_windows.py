@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,7 @@ import numpy as np
 from token_actor.core.columns import grown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from token_actor.core.columns import Int64s
     from token_actor.core.limits import Limit, Refund
@@ -19,6 +18,12 @@ if TYPE_CHECKING:
 SUB_BUCKETS: Final = 60  # of a window: refusals come at most a sixtieth of it too early, never too late
 _KEPT: Final = SUB_BUCKETS + 1  # the one that begins, and the one that is about to leave and counts whole
 _FIRST_CAPACITY: Final = 64
+
+
+def freed_ms(freed: Iterable[tuple[int, int]], amount: int) -> int:
+    """Return when ``amount`` will have been freed, of times and amounts in order, which are enough."""
+    sums: Iterator[tuple[int, int]] = accumulate(freed, lambda before, each: (each[0], before[1] + each[1]))
+    return next(time_ms for time_ms, total in sums if total >= amount)
 
 
 class WindowCounters:
@@ -104,14 +109,20 @@ class WindowCounters:
         }
         for bucket, held in self._held.items():
             leaves[self._leaves_ms(bucket)] += held.get(scope, 0)
-        for expires_ms, bucket, amount in refunds:
-            if self._is_kept(bucket) and expires_ms < self._leaves_ms(bucket):
-                leaves[self._leaves_ms(bucket)] -= amount
-                leaves[expires_ms] = leaves.get(expires_ms, 0) + amount
         excess = sum(leaves.values()) + cost - self._limit.amount
-        times_ms = sorted(leaves)
-        left = list(accumulate(leaves[time_ms] for time_ms in times_ms))
-        return times_ms[bisect_left(left, excess)] - now_ms  # a cost that can fit does when nothing else is taken
+        return freed_ms(self._freed(leaves, iter(refunds)), excess) - now_ms
+
+    def _freed(self, leaves: dict[int, int], refunds: Iterator[Refund]) -> Iterator[tuple[int, int]]:
+        """Yield when how much is given back or leaves the window; ``leaves`` are amounts by time, in its order."""
+        refund = next(refunds, None)
+        for time_ms in tuple(leaves):
+            while refund is not None and refund[0] < time_ms:
+                expires_ms, bucket, amount = refund
+                if self._is_kept(bucket) and expires_ms < self._leaves_ms(bucket):
+                    leaves[self._leaves_ms(bucket)] -= amount
+                    yield expires_ms, amount
+                refund = next(refunds, None)
+            yield time_ms, leaves[time_ms]
 
     def _leaves_ms(self, bucket: int) -> int:
         return (bucket + _KEPT) * self._width_ms

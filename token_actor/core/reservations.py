@@ -14,6 +14,7 @@ settled as unknown: its usage counts directly.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
@@ -110,18 +111,16 @@ class Reservations:
         if standing.cost <= standing.left:  # only the pause refuses
             return standing.paused_ms
         assert counter is not None, "what was never used has room"
-        wait_ms = meter.counters.retry_after_ms(
-            counter, standing.cost, now_ms, list(self._refunds(meter, standing.scope))
-        )
+        wait_ms = meter.counters.retry_after_ms(counter, standing.cost, now_ms, self._refunds(meter, standing.scope))
         return max(wait_ms, standing.paused_ms)
 
     def _refunds(self, meter: Meter, scope: str) -> Iterator[Refund]:
+        """Yield what expiries will give back, the first one first: few of them are wanted, and many may be open."""
         if meter.limit.gives_back:
-            for reservation in meter.holders.get(meter.name_of(scope), ()):
-                found = self.open[reservation]
-                for hold in found.holds:
+            for expires_ms, reservation in meter.holders.get(meter.name_of(scope), ()):
+                for hold in self.open[reservation].holds:
                     if hold.meter == meter.number:
-                        yield found.expires_ms, hold.place, hold.amount
+                        yield expires_ms, hold.place, hold.amount
 
     def decide(self, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
         """Return what a decision over all these limits comes to, as a map; changes nothing.
@@ -182,19 +181,34 @@ class Reservations:
             assert due_ms is not None, "what is open expires"
             full = {"granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
             return {**self._grant(standings, unfit), **full, "reservation": None, "expires_ms": None}
-        holds = tuple(self._hold(reservation, standing, now_ms) for standing in standings if standing.cost)
-        self.open[reservation] = Open(holds, now_ms + ttl_ms)
-        self._note_due(reservation)
+        holds = tuple(_hold(standing, now_ms) for standing in standings if standing.cost)
+        self._open(reservation, Open(holds, now_ms + ttl_ms))
         answer = self._grant([standing.held() for standing in standings], unfit)
         answer["reservation"], answer["expires_ms"] = reservation, now_ms + ttl_ms
         return answer
 
-    def _hold(self, reservation: str, standing: Standing, now_ms: int) -> Hold:
-        meter, cost = standing.meter, standing.cost
-        name = meter.name_of(standing.scope)
-        place = meter.counters.hold(meter.index(name), cost, now_ms)
-        meter.holders.setdefault(name, {})[reservation] = None
-        return Hold(meter.number, name, place, cost)
+    def _open(self, reservation: str, opened: Open) -> None:
+        """Keep an open reservation where those are looked for that hold something."""
+        self.open[reservation] = opened
+        for hold in opened.holds:
+            meter = self.limits.with_number(hold.meter)
+            if meter is not None:
+                insort(meter.holders.setdefault(hold.scope, []), (opened.expires_ms, reservation))
+        heappush(self._due, (opened.expires_ms, reservation))
+        if len(self._due) > 2 * len(self.open) + _STALE_MAX:
+            self._due = [(each.expires_ms, name) for name, each in self.open.items()]
+            heapify(self._due)
+
+    def _unopen(self, reservation: str) -> Open:
+        found = self.open.pop(reservation)
+        for hold in found.holds:
+            meter = self.limits.with_number(hold.meter)
+            if meter is not None:
+                holders = meter.holders[hold.scope]
+                del holders[bisect_left(holders, (found.expires_ms, reservation))]
+                if not holders:
+                    del meter.holders[hold.scope]
+        return found
 
     # --- the rest of a life ------------------------------------------------------------------------
 
@@ -261,8 +275,7 @@ class Reservations:
         state = self.state_of(reservation)
         if TRANSITIONS[state, "extend"][1] != "prolong":
             return {"extended": False, "state": state, "expires_ms": None}
-        self.open[reservation] = self.open[reservation]._replace(expires_ms=now_ms + ttl_ms)
-        self._note_due(reservation)
+        self._open(reservation, self._unopen(reservation)._replace(expires_ms=now_ms + ttl_ms))
         return {"extended": True, "state": state, "expires_ms": now_ms + ttl_ms}
 
     def release(self, reservation: str, now_ms: int) -> dict[str, Any]:
@@ -276,14 +289,8 @@ class Reservations:
         return {"released": to_do == "give back", "state": after}
 
     def _close(self, reservation: str) -> Open:
-        found = self.open.pop(reservation)
-        for hold in found.holds:
-            self._freed.append((hold.meter, hold.scope))
-            meter = self.limits.with_number(hold.meter)
-            if meter is not None:
-                meter.holders[hold.scope].pop(reservation)
-                if not meter.holders[hold.scope]:
-                    del meter.holders[hold.scope]
+        found = self._unopen(reservation)
+        self._freed += [(hold.meter, hold.scope) for hold in found.holds]
         return found
 
     def _meters(self, holds: Sequence[Hold]) -> Iterator[tuple[Hold, Meter, int]]:
@@ -306,12 +313,6 @@ class Reservations:
         if len(self.closed) > CLOSED_MAX:
             self.closed.popitem(last=False)
 
-    def _note_due(self, reservation: str) -> None:
-        heappush(self._due, (self.open[reservation].expires_ms, reservation))
-        if len(self._due) > 2 * len(self.open) + _STALE_MAX:
-            self._due = [(each.expires_ms, name) for name, each in self.open.items()]
-            heapify(self._due)
-
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values."""
         return {
@@ -327,15 +328,17 @@ class Reservations:
     def restore(self, dumped: Mapping[str, Any]) -> None:
         """Take over what ``dump`` returned; the limits must be restored before."""
         for name, expires_ms, holds in dumped["open"]:
-            self.open[name] = Open(_holds(holds), expires_ms)
-            for hold in self.open[name].holds:
-                meter = self.limits.with_number(hold.meter)
-                if meter is not None:
-                    meter.holders.setdefault(hold.scope, {})[name] = None
-            self._note_due(name)
+            self._open(name, Open(_holds(holds), expires_ms))
         for name, state, charged, answer in dumped["closed"]:
             self.closed[name] = Closed(state, _holds(charged), answer)
         self.expired, self.unknown_settled = dumped["expired"], dumped["unknown_settled"]
+
+
+def _hold(standing: Standing, now_ms: int) -> Hold:
+    """Take what a limit stands to hold."""
+    meter, cost = standing.meter, standing.cost
+    name = meter.name_of(standing.scope)
+    return Hold(meter.number, name, meter.counters.hold(meter.index(name), cost, now_ms), cost)
 
 
 def _holds(dumped: Sequence[Sequence[Any]]) -> tuple[Hold, ...]:
