@@ -8,6 +8,7 @@ accepted, I9 serving again within the bound, I12 whoever folds the log has the s
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -198,7 +199,8 @@ def check_bounds(stage: Stage, verdict: Verdict) -> None:
             if (memory := actor.rss_bytes()) > RSS_BYTES_MAX:
                 verdict.note("I10", f"an actor takes {memory >> 20} MiB of memory")
     chunks = sum(1 for _ in stage.server.keys_like(stage.keys.chunk(b"", 0).partition(b":chunk")[0] + b":chunk:*"))
-    newest = newest_manifest(stage.connection, stage.keys)
+    with closing(stage.server.connect()) as connection:  # the server may have ended since the stage last asked it
+        newest = newest_manifest(connection, stage.keys)
     of_one = 0 if newest is None else len(newest.chunks)
     if chunks > max(CHUNKS_MAX, SNAPSHOTS_MAX * of_one):
         verdict.note("I10", f"there are {chunks} chunks of snapshots on the server")
