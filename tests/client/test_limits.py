@@ -9,8 +9,9 @@ from decimal import Decimal
 import pytest
 
 from tests.client.harness import wait_until
+from token_actor.client.aio import AsyncFace
 from token_actor.core.limits import Limit
-from token_actor.errors import InvalidQuestion, InvalidValue, RateLimited
+from token_actor.errors import ActorUnavailable, InvalidQuestion, InvalidValue, RateLimited
 
 
 @pytest.fixture
@@ -220,3 +221,49 @@ def test_coroutines_do_the_same(fleet):
 
     fleet.actor()
     asyncio.run(play())
+
+
+class TestNobodyWaitsAnyMore:
+    def held(self, client):
+        return [limit["top"][0]["reserved"] for limit in client.limits() if limit["top"]]
+
+    def test_a_reservation_that_was_answered_too_late_is_given_back(self, fleet):
+        actor, client = fleet.actor(), fleet.client()
+        client.put_limit(Limit("l", 100))
+        actor.stop()
+        with pytest.raises(ActorUnavailable):
+            client.reserve(60, timeout_s=0.2)
+        fleet.actor()
+        assert client.reserve(60).decision["reserved"] == 60
+        assert self.held(client) == [60]
+
+    def test_so_is_one_that_waited_for_its_turn(self, fleet):
+        actor, client = fleet.actor(), fleet.client()
+        client.put_limit(Limit("l", 100))
+        first = client.reserve(100)
+        actor.stop()
+        with pytest.raises(ActorUnavailable):
+            client.reserve(60, wait_s=0.1, timeout_s=0.1)
+        fleet.actor()
+        first.release()
+        assert client.limits()[0]["waiting"] == 0
+        assert self.held(client) == [0]
+
+    def test_and_one_whose_coroutine_was_cancelled(self, fleet):
+        fleet.actor()
+        client = fleet.client()
+        client.put_limit(Limit("l", 100))
+        first = client.reserve(100)
+
+        async def cancelled():
+            face = AsyncFace(fleet.engine())
+            waits = asyncio.ensure_future(face.reserve(60, wait_s=30))
+            await asyncio.to_thread(wait_until, lambda: client.limits()[0]["waiting"] == 1)
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+            first.release()
+            await asyncio.to_thread(wait_until, lambda: self.held(client) == [0])
+            await face.close()
+
+        asyncio.run(cancelled())

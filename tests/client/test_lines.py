@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.client.harness import SLACK_S, elapsed_s, wait_until
+from token_actor.client import lines
 from token_actor.client.deadline import Deadline
 from token_actor.client.lines import Line, LinePool
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, ServerRefused, ServerUnavailable
@@ -46,6 +47,10 @@ class Script:
             raise step
         return step
 
+    def write(self, operations):
+        self.written = list(operations)
+        return self._next()
+
     def close(self):
         self.closed = True
 
@@ -61,6 +66,31 @@ def ask(line, timeout_s=5.0, inbox=INBOX):
 def borrow(pool, timeout_s):
     with pool.line(Deadline.after(timeout_s)):
         pass
+
+
+def take_back(asked, request_id):
+    return Append(key=b"log", fields=[b"c", f"{asked} by {request_id}".encode()])
+
+
+class TestTakingBack:
+    def test_what_has_no_answer_in_time_is_taken_back(self, monkeypatch):
+        monkeypatch.setattr(lines, "ASK_AGAIN_MS", 1)
+        script = Script(*[[] for _ in range(10_000)])
+        line = Line(script, "c")
+        assert line.ask(question, INBOX, Deadline.after(0.01), take_back) is None
+        assert script.written == [take_back("1", "2")]
+
+    def test_what_was_never_sent_is_not(self):
+        script = Script()
+        assert Line(script, "c").ask(question, INBOX, Deadline.after(0), take_back) is None
+        assert script.asked == []
+
+    def test_when_the_server_has_gone_meanwhile_that_is_what_is_said(self, monkeypatch):
+        monkeypatch.setattr(lines, "ASK_AGAIN_MS", 1)
+        monkeypatch.setattr(Script, "write", lambda *_: Script._next(Script(ServerUnavailable("away"))))
+        script = Script(*[[] for _ in range(10_000)])
+        with pytest.raises(ServerUnavailable):
+            Line(script, "c").ask(question, INBOX, Deadline.after(0.01), take_back)
 
 
 class TestAnswers:

@@ -172,8 +172,7 @@ def test_an_outage_grants_what_the_limit_says_and_all_of_it_is_counted(tmp_path,
         assert (analytics["total_tokens"], analytics["requests"]) == (expected, expected // TOKENS)
         (limit,) = after.limits()
         assert limit["top"][0]["used"] == expected
-        asked = int(OUTAGE_S / TIMEOUT_S) * CLIENTS if what == "actor" else 0
-        assert limit["top"][0]["reserved"] <= asked * TOKENS  # they are in the log, were carried out late, and expire
+        assert limit["top"][0]["reserved"] == 0  # what the log took of it was carried out late, and given back
 
 
 def test_leases_grant_no_more_than_the_limit_when_clients_and_the_leader_are_killed(tmp_path):

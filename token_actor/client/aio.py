@@ -7,9 +7,11 @@ method of the same name in a thread of the client's pool, so no event loop is ev
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -17,7 +19,7 @@ from token_actor.client.aio_notices import AsyncNotices
 from token_actor.client.deadline import made_at
 from token_actor.client.lease_aio import AsyncLease
 from token_actor.client.sync import SyncFace
-from token_actor.errors import ClosedError
+from token_actor.errors import ClosedError, TokenActorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+log = logging.getLogger("token_actor.client")
 
 
 class Threads:
@@ -53,17 +57,41 @@ class Threads:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what ``call`` returns, without blocking the event loop. Raises ``ClosedError``."""
+        return await asyncio.wrap_future(self._started(partial(call, *args, **kwargs)))
+
+    async def take(self, call: Callable[[], T], give_back: Callable[[T], object]) -> T:
+        """Return what ``call`` returns, as ``run`` does; if nobody waits for it any more, give it back."""
+        future = self._started(call)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(partial(self._hand_back, give_back))
+            raise
+
+    def _hand_back(self, give_back: Callable[[T], object], taken: Future[T]) -> None:
+        """Give back what nobody waited for; in a thread of its own, because this may be that of the event loop."""
+        if not taken.cancelled() and taken.exception() is None:
+            with suppress(RuntimeError):  # the client was closed: it expires
+                self._pool.submit(_given_back, give_back, taken.result())
+
+    def _started(self, call: Callable[[], T]) -> Future[T]:
         if self._closed:
             raise ClosedError("the client is closed")
         if self._pid != os.getpid():
             self._begin()  # after a fork, the pool believes in threads that are not here
-        made = partial(made_at, time.monotonic(), partial(call, *args, **kwargs))
-        return await asyncio.get_running_loop().run_in_executor(self._pool, made)
+        return self._pool.submit(made_at, time.monotonic(), call)
 
     def close(self) -> None:
         """Let the threads end."""
         self._closed = True
         self._pool.shutdown(wait=False)
+
+
+def _given_back(give_back: Callable[[T], object], taken: T) -> None:
+    try:
+        give_back(taken)
+    except TokenActorError as error:  # it expires
+        log.warning("Not given back", extra={"action": "not_given_back", "problem": str(error)})
 
 
 class AsyncFace(AsyncNotices):
@@ -180,8 +208,9 @@ class AsyncFace(AsyncNotices):
         return await self._threads.run(self._sync.observe_headers, headers, **more)
 
     async def reserve(self, tokens: int | None = None, **call: Any) -> AsyncReservation:  # noqa: ANN401
-        """Take quota for one call. Raises ``RateLimited`` when a limit has no room."""
-        return AsyncReservation(await self._threads.run(self._sync.reserve, tokens, **call), self._threads)
+        """Take quota for one call; cancelled, it takes none. Raises ``RateLimited`` when a limit has no room."""
+        taken = await self._threads.take(partial(self._sync.reserve, tokens, **call), self._sync.release)
+        return AsyncReservation(taken, self._threads)
 
     def lease(self, **more: Any) -> AsyncLease:  # noqa: ANN401 - see SyncFace
         """Return what grants calls without the network. Waits for nothing, so it is a plain call."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from token_actor.client import sender
 from token_actor.client.deadline import Deadline
 from token_actor.client.lines import RETRY_S, LinePool
-from token_actor.core.commands import Command
+from token_actor.core.commands import Command, reservation_id
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, LogUnavailable, ServerUnavailable
 from token_actor.transport.ports import Append
 from token_actor.wire.codec import MESSAGE_BYTES_MAX
@@ -124,12 +124,13 @@ class Engine:
         *,
         tenant: str | None,
         event: Mapping[str, Any] | None = None,
+        take_back: bool = False,
         timeout_s: float | None = None,
     ) -> Mapping[str, Any]:
         """Return the answer to a command, which comes after everything this client recorded before.
 
         ``tenant`` is as for ``ask``. Raises ``ActorUnavailable`` at the deadline: the command may still be
-        carried out then.
+        carried out then. With ``take_back``, what it reserves is released after that, if the log can be reached.
         """
         deadline = self._deadline(timeout_s)
         self._sender.flush(deadline)
@@ -139,7 +140,7 @@ class Engine:
             command = Command(operation=operation, request_id=request_id, client=line, arguments=arguments)
             return Append(key=keys.log, fields=[COMMAND_FIELD, encode_command(command, event)])
 
-        return self._call(tenant, deadline, make)
+        return self._call(tenant, deadline, make, _release if take_back else None)
 
     def look(self, find: Callable[[Connection, Keys], T], *, tenant: str | None, timeout_s: float | None = None) -> T:
         """Return what ``find`` reads from the server about a partition; it may be tried again.
@@ -165,7 +166,11 @@ class Engine:
             watch.stop()
 
     def _call(
-        self, tenant: str | None, deadline: Deadline, make: Callable[[Keys, int, str, str], Append]
+        self,
+        tenant: str | None,
+        deadline: Deadline,
+        make: Callable[[Keys, int, str, str], Append],
+        take_back: Callable[[Keys, str, str, str], Append] | None = None,
     ) -> Mapping[str, Any]:
         try:
             with self._lines.line(deadline) as line:
@@ -174,6 +179,7 @@ class Engine:
                     lambda request_id: make(keys, keys.partition, line.name, request_id),
                     keys.inbox(line.name),
                     deadline,
+                    None if take_back is None else partial(take_back, keys, line.name),
                 )
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
@@ -276,6 +282,13 @@ def _retire(outgoing: sender.Sender, watches: set[Watch]) -> None:
     outgoing.retire()
     for watch in watches:
         watch.leave()
+
+
+def _release(keys: Keys, line: str, reserved: str, request_id: str) -> Append:
+    """Return what gives back what the request ``reserved`` of a line was granted, or waits for."""
+    arguments = {"reservation": reservation_id(line, reserved)}
+    command = Command(operation="release", request_id=request_id, client=line, arguments=arguments)
+    return Append(key=keys.log, fields=[COMMAND_FIELD, encode_command(command)])
 
 
 def _encoded(question: Question) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from token_actor.errors import ClosedError
@@ -32,7 +33,8 @@ class AsyncLease:
         call = self.lease.try_reserve(tokens, **more)
         if call is not None:
             return call
-        return await self._threads.run(self.lease.reserve, tokens, timeout_s=timeout_s, **more)
+        take = partial(self.lease.reserve, tokens, timeout_s=timeout_s, **more)
+        return await self._threads.take(take, lambda taken: taken.release())
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Take no more calls, and give back what is held, as far as no call is open."""

@@ -113,7 +113,9 @@ class Limits(Questions):
         if timeout_s is None:
             timeout_s = self._engine.settings.timeout_s
         by_s = timeout_s + wait_ms / 1000
-        ask = partial(self._engine.command, "reserve", arguments, tenant=names["tenant"], timeout_s=by_s)
+        ask = partial(
+            self._engine.command, "reserve", arguments, tenant=names["tenant"], take_back=True, timeout_s=by_s
+        )
         answer = self.outage.decide(ask, arguments)
         if not answer["granted"]:
             raise refusal(answer)

@@ -57,20 +57,28 @@ class Line:
         self._asked = 0
         self._inboxes: dict[bytes, _Inbox] = {}  # ids and epochs of one partition mean nothing in another
 
-    def ask(self, make: Callable[[str], Append], inbox: bytes, deadline: Deadline) -> Mapping[str, Any] | None:
+    def ask(
+        self,
+        make: Callable[[str], Append],
+        inbox: bytes,
+        deadline: Deadline,
+        take_back: Callable[[str, str], Append] | None = None,
+    ) -> Mapping[str, Any] | None:
         """Send what ``make`` makes of a new request id, and return the answer; ``None`` at the deadline.
 
-        Raises what the actor says is wrong with the question, ``ServerRefused``, and
+        Then what ``take_back`` makes of that request id and another new one is sent, and nobody waits for what
+        comes of it. Raises what the actor says is wrong with the question, ``ServerRefused``, and
         ``ServerUnavailable`` when the server is still away at the deadline.
         """
-        self._asked += 1
-        request_id = str(self._asked)
+        request_id = self._new_id()
         append = make(request_id)
         silent = 0
         while True:
             try:
                 left_s = deadline.left_s
                 if left_s <= 0:
+                    if silent and take_back is not None:
+                        self.connection.write([take_back(request_id, self._new_id())])
                     return None
                 read_up_to = self._inboxes.setdefault(inbox, _Inbox(inbox))
                 answer = self._exchange(append, request_id, read_up_to, left_s)
@@ -85,6 +93,10 @@ class Line:
                 if deadline.left_s <= RETRY_S:
                     raise
                 time.sleep(RETRY_S)
+
+    def _new_id(self) -> str:
+        self._asked += 1
+        return str(self._asked)
 
     def _exchange(self, append: Append, request_id: str, inbox: _Inbox, left_s: float) -> Mapping[str, Any] | None:
         """Ask once, and wait for the answer for a while."""

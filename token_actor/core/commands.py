@@ -227,9 +227,13 @@ def _release(ledger: Ledger, command: Command) -> Carried:
     return ledger.reservations.release(reservation, ledger.log_ms), []
 
 
+def reservation_id(client: str, request_id: str) -> str:
+    """Return the id of the reservation that a ``reserve`` of a client makes."""
+    return f"{client}:{request_id}"
+
+
 def _reservation_of(command: Command) -> str:
-    """Return the id of the reservation that a ``reserve`` makes."""
-    return f"{command.client}:{command.request_id}"
+    return reservation_id(command.client, command.request_id)
 
 
 def _check_arguments(command: Command, *known: str) -> None:
