@@ -11,10 +11,10 @@ from token_actor.client.notices import Watch, beginning
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from token_actor.client.aio import Threads
     from token_actor.client.engine import Engine
     from token_actor.client.notices import NoticeMap
     from token_actor.client.sync import SyncFace
+    from token_actor.client.threads import Threads
 
 
 class AsyncNotices:

@@ -11,9 +11,9 @@ from token_actor.errors import ClosedError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from token_actor.client.aio import Threads
     from token_actor.client.lease_blocks import LeasedCall
     from token_actor.client.leases import Lease
+    from token_actor.client.threads import Threads
 
 
 class AsyncLease:
