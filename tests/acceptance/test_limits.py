@@ -70,7 +70,7 @@ class TestLooking:
     def test_the_summary_of_a_client_has_them_too(self, limited):
         with TokenClient(limited[1], namespace="limited") as client:
             assert "\n\nLimits:\n" in client.summary()
-            line = "  minute (a): 690 used, 200 reserved, 110 of 1,000 remaining (tokens)"
+            line = "  minute (a): 690 used, 200 reserved, 110 of 1,000 tokens remaining"
             assert line in client.summary(agent="a").splitlines()
             assert "minute (a)" not in client.summary(agent="b")
 

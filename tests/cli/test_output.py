@@ -8,7 +8,8 @@ import stat
 import pytest
 
 from token_actor.cli.export import replace_file
-from token_actor.cli.output import complain, cost, duration, number, print_json, survive_any_name, usd
+from token_actor.cli.output import complain, cost, duration, number, print_json, survive_any_name
+from token_actor.client.report import usd_text
 from token_actor.errors import ServerUnavailable, SetupError
 
 
@@ -17,10 +18,17 @@ def test_numbers_have_separators_and_none_is_a_dash():
 
 
 @pytest.mark.parametrize(
-    ("nanousd", "text"), [(0, "$0.00"), (1_000, "$0.0000"), (123_400_000, "$0.1234"), (1_234_567_890_000, "$1,234.57")]
+    ("nanousd", "text"),
+    [
+        (0, "$0.00"),
+        (1_000, "$0.0000010"),
+        (1, "$0.000000001"),
+        (123_400_000, "$0.1234"),
+        (1_234_567_890_000, "$1,234.57"),
+    ],
 )
 def test_small_amounts_have_more_places(nanousd, text):
-    assert usd(nanousd) == text
+    assert usd_text(nanousd) == text
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,19 @@ class TestReserving:
         assert (error.limit, error.used, error.reserved, error.remaining) == ("l", 0, 60, 40)
         assert error.retry_after_s is not None
         assert 55 < error.retry_after_s <= 61
-        assert "limit 'l' has 40 of 100 left; try again in" in str(error)
+        assert str(error).startswith("limit 'l' (agent a): 50 tokens asked, 40 of 100 left; try again in ")
+
+    def test_a_refusal_by_a_budget_is_told_in_dollars(self, client):
+        client.put_limit(Limit("budget", 2 * 10**9, unit="cost_nanousd"))
+        with pytest.raises(RateLimited) as refused:
+            client.reserve(1, cost_usd="2.5")
+        assert str(refused.value) == "limit 'budget': $2.50 asked, $2.00 of $2.00 left; it can never fit"
+
+    def test_a_refusal_by_calls_under_way_says_so(self, client):
+        client.put_limit(Limit("parallel", 1, kind="concurrency"))
+        client.reserve(1)
+        with pytest.raises(RateLimited, match="limit 'parallel': 0 of 1 at once left; try again in (60|59.9)"):
+            client.reserve(1)
 
     def test_what_can_never_fit_has_no_time_to_try_again(self, client):
         with pytest.raises(RateLimited) as refused:

@@ -23,6 +23,8 @@ class TestDecision:
         assert quota.reserve(30) == {
             "granted": True,
             "limit": "l",
+            "unit": "tokens",
+            "cost": 30,
             "scope": {},
             "amount": 100,
             "used": 0,
@@ -44,6 +46,8 @@ class TestDecision:
         assert quota.reserve(31) == {
             "granted": False,
             "limit": "l",
+            "unit": "tokens",
+            "cost": 31,
             "scope": {},
             "amount": 100,
             "used": 20,

@@ -13,10 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from token_actor.cli.output import answers, note, notes, number, usd
+from token_actor.cli.output import answers, note, notes, number
 from token_actor.cli.questions import group_columns
 from token_actor.cli.tables import fitting, print_table, table_of
 from token_actor.cli.totals import print_sent_and_counted, total_tokens
+from token_actor.client.report import usd_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -127,7 +128,9 @@ def _so_far(picture: Picture) -> str:
     total = picture.total
     if total is None:
         return "nothing counted yet"
-    return f"{number(total['requests'])} calls, {number(total['total_tokens'])} tokens, {usd(total['cost_nanousd'])}"
+    return (
+        f"{number(total['requests'])} calls, {number(total['total_tokens'])} tokens, {usd_text(total['cost_nanousd'])}"
+    )
 
 
 def print_summary(outcome: Outcome, window_s: float) -> None:
@@ -136,7 +139,7 @@ def print_summary(outcome: Outcome, window_s: float) -> None:
     plan, counted = outcome.plan, outcome.counted
     console.print(
         f"{number(counted['events'])} calls of {plan.agents} agents in {plan.workers} worker processes: "
-        f"{number(total_tokens(counted))} tokens, {usd(counted['cost_nanousd'])}",
+        f"{number(total_tokens(counted))} tokens, {usd_text(counted['cost_nanousd'])}",
         style="bold",
     )
     console.print()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.cli.output import duration, number, usd
+from token_actor.cli.output import duration, number
 from token_actor.cli.tables import Column, bar
+from token_actor.client.report import amount_text, unit_text
 from token_actor.core.limits import MONEY
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def limit_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
         *_scope_columns(rows),
         Column(title="per", cells=[_per(row["per"]) for row in rows], rank=2),
         *_figures(rows, [row["unit"] for row in rows]),
-        Column(title="refused", cells=[number(row["refused"]) for row in rows], rank=4),
+        Column(title="refused", cells=list(_refused(rows)), rank=4),
     ]
     covers = [", ".join(f"{name} {value}" for name, value in row["selector"].items()) for row in rows]
     if any(covers):
@@ -59,10 +60,18 @@ def limit_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     return columns
 
 
+def _refused(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how often each limit refused, in its first row: that is counted for all values of ``by`` together."""
+    told = set[str]()
+    for row in rows:
+        yield "" if row["name"] in told else number(row["refused"])
+        told.add(row["name"])
+
+
 def explained_columns(told: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> list[Column]:
     """Return the columns of what each limit would say to a call."""
     kinds = [units.get(each["name"], "tokens") for each in told]
-    costs = [amount_of(each["cost"], unit) for each, unit in zip(told, kinds, strict=True)]
+    costs = [amount_text(each["cost"], unit) for each, unit in zip(told, kinds, strict=True)]
     return [
         Column(title="limit", cells=[each["name"] for each in told], name=True, style="cyan"),
         *_scope_columns(told),
@@ -83,7 +92,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], units: Sequence[str]) -> list[Co
     columns = [
         Column(
             title=title,
-            cells=[amount_of(row[title], unit) for row, unit in zip(rows, units, strict=True)],
+            cells=[amount_text(row[title], unit) for row, unit in zip(rows, units, strict=True)],
             rank=rank,
         )
         for title, rank in ranks.items()
@@ -93,11 +102,6 @@ def _figures(rows: Sequence[Mapping[str, Any]], units: Sequence[str]) -> list[Co
         Column(title="unit", cells=["usd" if unit == MONEY else unit for unit in units], rank=2, name=True),
         Column(title="taken", cells=[bar(fullness(row)) for row in rows], rank=1),
     ]
-
-
-def amount_of(value: int, unit: str) -> str:
-    """Return an amount for people: dollars for money, a whole number for anything else."""
-    return usd(value) if unit == MONEY else number(value)
 
 
 def _per(limit: Mapping[str, Any]) -> str:
@@ -125,12 +129,11 @@ def verdict(told: Mapping[str, Any], units: Mapping[str, str]) -> str:
     if name is None:
         return "granted: no limit covers this call"
     unit = units.get(name, "tokens")
-    words = "" if unit == MONEY else f" {unit.replace('_', ' ')}"
-    left = f"{amount_of(told['remaining'], unit)} of {amount_of(told['amount'], unit)}{words} left"
+    left = f"{amount_text(told['remaining'], unit)} of {amount_text(told['amount'], unit)}{unit_text(unit)} left"
     if told["granted"]:
         return f"granted: the tightest limit is {name!r}, with {left}"
     costs = [each["cost"] for each in told["limits"] if each["name"] == name]
-    cost = f"it costs {amount_of(costs[0], unit)}, with " if costs else ""
+    cost = f"it costs {amount_text(costs[0], unit)}, with " if costs else ""
     if told["retry_after_ms"] is None:
         return f"refused by limit {name!r} for good: {cost}{left}; it can never fit"
     return f"refused by limit {name!r}: {cost}{left}; try again in {wait_text(told['retry_after_ms'])}"

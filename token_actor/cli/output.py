@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from token_actor.core.usage import NANO_PER_USD
+from token_actor.client.report import usd_text
 from token_actor.errors import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 PLAIN_WIDTH: Final = 2_000  # a pipe has no right margin: nothing is cut
 LINES_TOLD: Final = 3
 UNPRICED: Final = "unpriced"
-SMALL_USD: Final = 1  # below it, cents are too coarse
 
 
 def answers() -> Console:
@@ -97,13 +96,7 @@ def cost(sums: Mapping[str, Any]) -> str:
     unpriced, requests = sums["unpriced"], sums["requests"]
     if requests and unpriced == requests:
         return UNPRICED
-    return usd(sums["cost_nanousd"]) + (" + ?" if unpriced else "")
-
-
-def usd(nanousd: int) -> str:
-    """Return an amount of nano-dollars as dollars, with as many places as it needs to be told from nothing."""
-    amount = nanousd / NANO_PER_USD
-    return f"${amount:,.2f}" if amount >= SMALL_USD or not nanousd else f"${amount:,.4f}"
+    return usd_text(sums["cost_nanousd"]) + (" + ?" if unpriced else "")
 
 
 def local_time(unix_s: float) -> str:

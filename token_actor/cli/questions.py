@@ -27,8 +27,9 @@ from token_actor.cli.options import (
     open_client,
     selector_of,
 )
-from token_actor.cli.output import UNPRICED, answers, cost, local_time, number, print_json, usd
+from token_actor.cli.output import UNPRICED, answers, cost, local_time, number, print_json
 from token_actor.cli.tables import Column, print_figures, print_table
+from token_actor.client.report import usd_text
 from token_actor.core.usage import DEFAULT_TENANT, DIMENSIONS, NANO_PER_USD
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _figures(total: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _whole_cost(total: Mapping[str, Any]) -> str:
     unpriced = total["unpriced"]
     known = unpriced and unpriced < total["requests"]
-    return f"{usd(total['cost_nanousd'])} + {number(unpriced)} requests {UNPRICED}" if known else cost(total)
+    return f"{usd_text(total['cost_nanousd'])} + {number(unpriced)} requests {UNPRICED}" if known else cost(total)
 
 
 def _scope(selector: Mapping[str, str]) -> str:
@@ -217,4 +218,4 @@ def _event_columns(events: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def _event_cost(event: Mapping[str, Any]) -> str:
     known = event["cost_usd"]
-    return UNPRICED if known is None else usd(round(known * NANO_PER_USD))
+    return UNPRICED if known is None else usd_text(round(known * NANO_PER_USD))

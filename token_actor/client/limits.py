@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 from token_actor.client.outage import Outage
 from token_actor.client.questions import Questions, tenant_of
 from token_actor.client.recording import make_event
+from token_actor.client.report import amount_text, unit_text
 from token_actor.core.killing import is_killed, kill_limit
-from token_actor.core.limits import estimate_of
-from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
+from token_actor.core.limits import CONCURRENCY, estimate_of
+from token_actor.core.reservations import OPEN_MAX, TABLE_FULL, TTL_MS, TTL_MS_MAX
 from token_actor.core.usage import DIMENSIONS, seconds_to_ms
 from token_actor.core.waiting import WAIT_MS_MAX
 from token_actor.errors import InvalidValue, RateLimited
@@ -268,12 +269,8 @@ def _id(reservation: Reservation | str) -> str:
 def refusal(answer: Mapping[str, Any]) -> RateLimited:
     """Return the error that says what refused a call, and when to try again."""
     wait_ms = answer["retry_after_ms"]
-    when = "it can never fit" if wait_ms is None else f"try again in {wait_ms / 1000:g} s"
-    why = f"limit {answer['limit']!r} has {answer['remaining']} of {answer['amount']} left; {when}"
-    if is_killed(answer["limit"], answer["amount"]):
-        why = f"killed by limit {answer['limit']!r}; it is refused until that is revived"
     return RateLimited(
-        why,
+        _why(answer),
         retry_after_s=None if wait_ms is None else wait_ms / 1000,
         limit=answer["limit"],
         used=answer["used"],
@@ -281,6 +278,20 @@ def refusal(answer: Mapping[str, Any]) -> RateLimited:
         remaining=answer["remaining"],
         degraded=answer["degraded"],
     )
+
+
+def _why(answer: Mapping[str, Any]) -> str:
+    name, wait_ms = answer["limit"], answer["retry_after_ms"]
+    when = "it can never fit" if wait_ms is None else f"try again in {wait_ms / 1000:g} s"
+    if name == TABLE_FULL:
+        return f"{OPEN_MAX:,} reservations are open, and no more can be; {when}"
+    if is_killed(name, answer["amount"]):
+        return f"killed by limit {name!r}; it is refused until that is revived"
+    scope = ", ".join(f"{dimension} {value or '-'}" for dimension, value in answer["scope"].items())
+    cost, left, amount = (amount_text(answer[part], answer["unit"]) for part in ("cost", "remaining", "amount"))
+    asked = f"{cost}{unit_text(answer['unit'])} asked, " if answer["unit"] != CONCURRENCY else ""
+    of = f"{amount} at once" if answer["unit"] == CONCURRENCY else amount
+    return f"limit {name!r}{f' ({scope})' if scope else ''}: {asked}{left} of {of} left; {when}"
 
 
 def check_ttl(field: str, ttl_s: object) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.core.usage import TOKEN_KINDS
+from token_actor.core.limits import CONCURRENCY, MONEY
+from token_actor.core.usage import NANO_PER_USD, TOKEN_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
 LIMITS_SHOWN: Final = 5
+CENTS_FROM_USD: Final = 1  # below it, cents are too coarse
+_PLACES_MAX: Final = 9  # a nano-dollar
 
 
 def fleet_summary(
@@ -52,8 +56,29 @@ def _limit_lines(limits: Sequence[Mapping[str, Any]], selector: Mapping[str, str
 def _limit_line(limit: Mapping[str, Any], top: Mapping[str, Any]) -> str:
     scope = ", ".join(value or "-" for value in top["scope"].values())
     name = f"{limit['name']} ({scope})" if scope else limit["name"]
-    figures = f"{top['used']:,} used, {top['reserved']:,} reserved, {top['remaining']:,} of {top['amount']:,} remaining"
-    return f"  {name}: {figures} ({limit['unit']})"
+    used, reserved, remaining, amount = (
+        amount_text(top[part], limit["unit"]) for part in ("used", "reserved", "remaining", "amount")
+    )
+    return f"  {name}: {used} used, {reserved} reserved, {remaining} of {amount}{unit_text(limit['unit'])} remaining"
+
+
+def amount_text(value: int, unit: str) -> str:
+    """Return an amount of a limit's unit for people: dollars for money, a whole number for anything else."""
+    return usd_text(value) if unit == MONEY else f"{value:,}"
+
+
+def unit_text(unit: str) -> str:
+    """Return the word for a limit's unit, a space before it; none for money, whose amounts name it."""
+    return "" if unit == MONEY else " at once" if unit == CONCURRENCY else f" {unit.replace('_', ' ')}"
+
+
+def usd_text(nanousd: int) -> str:
+    """Return nano-dollars as dollars, with as many places as it needs to be told from nothing."""
+    amount = Decimal(nanousd) / NANO_PER_USD
+    if not nanousd or abs(amount) >= CENTS_FROM_USD:
+        return f"${amount:,.2f}"
+    places = max(4, min(_PLACES_MAX, 1 - amount.adjusted()))  # two figures that count
+    return f"${amount:,.{places}f}"
 
 
 def cost_text(sums: Mapping[str, Any]) -> str:

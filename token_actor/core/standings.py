@@ -47,7 +47,7 @@ class Standing(NamedTuple):
     def held(self) -> Standing:
         """Return how the limit stands when the cost is reserved."""
         reserved, left = self.reserved + self.cost, max(0, self.left - self.cost)
-        return Standing(self.meter, self.scope, 0, self.used, reserved, left, self.paused_ms)
+        return Standing(self.meter, self.scope, self.cost, self.used, reserved, left, self.paused_ms)
 
     def figures(self) -> dict[str, Any]:
         """Return what is taken of how much, and by whom, as a map."""
@@ -77,5 +77,6 @@ def standing_of(meter: Meter, scope: str, cost: int, now_ms: int) -> Standing:
 def shown(standing: Standing | None) -> dict[str, Any]:
     """Return the figures of a limit as a decision shows them; ``None`` means that no limit covers the call."""
     if standing is None:
-        return dict.fromkeys(("limit", "scope", "amount", "used", "reserved", "remaining"))
-    return {"limit": standing.meter.limit.name, **standing.figures()}
+        return dict.fromkeys(("limit", "unit", "cost", "scope", "amount", "used", "reserved", "remaining"))
+    limit = standing.meter.limit
+    return {"limit": limit.name, "unit": limit.unit, "cost": standing.cost, **standing.figures()}
