@@ -4,8 +4,8 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY requirements/ requirements/
 RUN python -m venv /app \
- && /app/bin/pip install --no-cache-dir --require-hashes -r requirements/runtime.lock \
- && pip install --no-cache-dir --require-hashes -r requirements/build.lock
+ && /app/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements/runtime.lock \
+ && pip install --no-cache-dir --require-hashes --no-deps -r requirements/build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY token_actor/ token_actor/
 COPY workers/ workers/

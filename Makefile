@@ -19,6 +19,8 @@ BENCH_VENV := build/bench-venv
 BENCH_STAMP := $(BENCH_VENV)/.made-$(call sum,benchmarks/requirements-limits.txt,"$(PYTHON_VERSION)" "$(CURDIR)")
 
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
+# A lock names everything, so nothing is resolved again: pip before 23.3 takes the newest release of what an extra names.
+LOCKED := --require-hashes --no-deps
 UV := uv==0.13.9  # writes the locks; the versions it chose are in them, so only `make lock` needs it
 UV_VENV := build/lock-venv
 COMPILE := $(UV_VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
@@ -123,19 +125,19 @@ $(VENV_STAMP):
 
 $(RUNTIME_STAMP): $(VENV_STAMP)
 	@echo '== installing what the locks name (the first time takes about a minute)'
-	@$(PIP_INSTALL) --require-hashes -r requirements/build.lock -r requirements/runtime.lock
+	@$(PIP_INSTALL) $(LOCKED) -r requirements/build.lock -r requirements/runtime.lock
 	@touch $@
 
 $(DEV_STAMP): $(VENV_STAMP)
 	@echo '== installing what the locks name, with the tools (the first time takes about a minute)'
-	@$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	@$(PIP_INSTALL) $(LOCKED) -r requirements/dev.lock
 	@touch $@ $(RUNTIME_STAMP)
 
 # What is compared with is no part of the project: nothing of it is in the venv above.
 $(BENCH_STAMP):
 	@echo '== making $(BENCH_VENV)'
 	@$(PYTHON) -m venv --clear $(BENCH_VENV)
-	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r benchmarks/requirements-limits.txt
+	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -qq $(LOCKED) -r benchmarks/requirements-limits.txt
 	@touch $@
 
 # Order only: the stamp of the project goes with the venv it is in.
