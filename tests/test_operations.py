@@ -156,7 +156,7 @@ def test_a_deployment_that_does_nothing_wrong_is_sound(deployment):
     deployment.client.analytics()
     findings = deployment.findings()
     assert {finding.level for finding in findings.values()} == {"ok"}
-    assert "up to date, 1 events" in findings["lag"].found
+    assert "up to date, 1 event counted" in findings["lag"].found
 
 
 def test_every_partition_is_looked_at(server_url, namespace):
@@ -244,7 +244,7 @@ def test_an_old_snapshot_is_a_warning_only_when_there_is_more_to_take(deployment
     deployment.client.analytics()
     snapshots = deployment.findings(now_ms=later_ms)["snapshots"]
     assert snapshots.level == "warning"
-    assert "1 entries before the end of the log" in snapshots.found
+    assert "1 entry before the end of the log" in snapshots.found
 
 
 def test_a_long_log_without_a_snapshot_is_a_warning():

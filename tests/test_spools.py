@@ -28,7 +28,7 @@ def test_one_in_use_is_fine_and_not_for_ever(tmp_path):
     (old,) = findings(str(tmp_path), OLD_MS + 1_000)
     store.close()
     assert fine.level == "ok"
-    assert ": in use, 3 events in 1 batches, 4 bytes, the oldest 0 s old" in fine.found
+    assert ": in use, 3 events in 1 batch, 4 bytes, the oldest 0 s old" in fine.found
     assert (old.level, old.advice) == (
         "warning",
         "look whether the actor takes snapshots: nothing is deleted before it is in one",

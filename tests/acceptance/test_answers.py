@@ -147,7 +147,7 @@ def test_without_a_server_a_command_fails_with_one_line(words, call, monkeypatch
     code, printed, said = call(*words, *NOWHERE, *(["--timeout", "0.2"] if words in ASKING else []))
     assert (code, printed) == (1, "")
     assert len(said.strip().splitlines()) == 1
-    assert "server running" in said
+    assert "check that the server runs" in said
 
 
 def test_the_program_itself_fails_with_one_line_and_no_traceback(server_url, namespace):

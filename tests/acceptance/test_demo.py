@@ -81,4 +81,4 @@ def test_whatever_ends_the_demo_ends_everything_it_started(namespace, number):
 def test_the_demo_says_what_it_lacks_when_there_is_no_server():
     done = run("demo", "--redis", "redis://127.0.0.1:1/0", "--seconds", "1")
     assert done.returncode == 1
-    assert "server running" in last_line(done)
+    assert "check that the server runs" in last_line(done)

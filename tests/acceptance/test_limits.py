@@ -58,7 +58,7 @@ class TestLooking:
         assert code == 0
         assert "█████████░  89%" in printed
         assert "$1.50" in printed
-        assert "and 1 more values, with less taken" in printed
+        assert "and 1 more value, with less taken" in printed
 
     def test_the_summary_has_the_fullest_limits(self, limited, ask, call):
         found = ask("summary", *limited)["limits"]

@@ -244,7 +244,7 @@ class TestDamage:
         snapshots_of(stage, 5, 5, 5, 5)
         for n in (2, 3, 4):
             damage(stage, b"1-%d" % n)
-        with pytest.raises(SnapshotError, match="^9 entries of the log were removed before they were counted"):
+        with pytest.raises(SnapshotError, match="^9 entries of the log removed before they could be counted"):
             recover(stage.connection, stage.keys)
 
     def test_a_state_of_another_version_is_passed_over(self, stage, monkeypatch, caplog):
@@ -287,7 +287,7 @@ class TestGaps:
         ids = [stage.event(input_tokens=1) for _ in range(10)]
         stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[3])])
         assert self.refusal(stage) == (
-            "3 entries of the log were removed before they were counted: the state ends at 0-0, "
+            "3 entries of the log removed before they could be counted: the state ends at 0-0, "
             "and the log begins later. Restore an older backup of the server, start a new namespace, "
             "or accept the loss with --accept-data-loss."
         )
@@ -297,7 +297,7 @@ class TestGaps:
         ids = [stage.event(input_tokens=1) for _ in range(5)]
         stage.connection.write([TrimBelow(key=stage.keys.log, entry_id=ids[2])])
         assert self.refusal(stage).startswith(
-            f"2 entries of the log were removed before they were counted: the state ends at {end.decode()}"
+            f"2 entries of the log removed before they could be counted: the state ends at {end.decode()}"
         )
 
     def test_a_log_that_was_trimmed_to_nothing_behind_the_snapshot_is_refused(self, stage):

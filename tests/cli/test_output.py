@@ -57,7 +57,7 @@ def test_a_failure_is_one_line_that_says_what_to_do(capsys):
     printed, said = capsys.readouterr()
     assert printed == ""
     assert said.count("\n") == 1
-    assert said.startswith("token-actor: redis://here:1/0 cannot be used; is the server running?")
+    assert said.startswith("token-actor: redis://here:1/0 cannot be used; check that the server runs, ")
 
 
 def test_of_a_long_failure_the_beginning_and_the_end_are_told(capsys):

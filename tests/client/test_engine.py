@@ -99,7 +99,7 @@ class TestNobodyAnswers:
         assert 0.3 <= time.monotonic() - start_s < 0.3 + SLACK_S
         assert str(nobody.value) == (
             f"no actor answered for partition 0 of namespace '{fleet.namespace}' on {fleet.client_connector.address} "
-            "within 0.3 s; is 'token-actor serve' running? 'token-actor doctor' tells more"
+            "within 0.3 s; check that 'token-actor serve' runs: 'token-actor doctor' tells more"
         )
 
     def test_a_server_that_is_away_is_reported_with_what_to_do(self, fleet):
@@ -108,7 +108,7 @@ class TestNobodyAnswers:
         client.analytics()
         fleet.go_away()
         start_s = time.monotonic()
-        with pytest.raises(ActorUnavailable, match="^no answer within 0.3 s: .* is the server running") as nobody:
+        with pytest.raises(ActorUnavailable, match="^no answer within 0.3 s: .*; check that the server runs") as nobody:
             client.analytics(timeout_s=0.3)
         assert 0.2 <= time.monotonic() - start_s < 0.2 + SLACK_S
         assert nobody.value.timeout_s == 0.3
@@ -561,9 +561,9 @@ class TestTheEndOfTheInterpreter:
         assert time.monotonic() - start_s < 5
         assert (program.returncode, out) == (0, "")
         lines = problems.splitlines()
-        reports = [line for line in lines if line.startswith("token-actor: 1 events are not in the log of redis://")]
+        reports = [line for line in lines if line.startswith("token-actor: 1 event not yet in the log: redis://")]
         assert len(reports) == 3
-        assert all(line.endswith("; they are given up") for line in reports)
+        assert all(line.endswith("; given up") for line in reports)
 
 
 def run_script_file(path, *arguments):

@@ -45,7 +45,7 @@ def test_a_dimension_that_nobody_named_is_left_out():
     ("sums", "text"),
     [
         ({"requests": 3, "cost_usd": 0.5, "unpriced": 0}, "$0.5000"),
-        ({"requests": 3, "cost_usd": 0.5, "unpriced": 1}, "$0.5000 + 1 unpriced requests"),
+        ({"requests": 3, "cost_usd": 0.5, "unpriced": 1}, "$0.5000 + 1 unpriced request"),
         ({"requests": 3, "cost_usd": 0.0, "unpriced": 3}, "unpriced"),
         ({"requests": 0, "cost_usd": 0.0, "unpriced": 0}, "$0.0000"),
         ({"requests": 3, "cost_usd": 0.5}, "$0.5000"),
@@ -65,9 +65,9 @@ def test_the_fullest_limits_are_shown_and_those_of_others_are_not():
     other = {"name": "other", "unit": "requests", "selector": {"agent": "b"}, "top": [taken(9, {})]}
     group = {"model": {**TOTAL, "groups": []}}
     assert fleet_summary(group, {}, [limit, other]).endswith(
-        "\n\nLimits:\n  other: 9 used, 0 reserved, 991 of 1,000 remaining (requests)\n"
-        "  l (b): 2 used, 0 reserved, 998 of 1,000 remaining (tokens)\n"
-        "  l (a): 1 used, 0 reserved, 999 of 1,000 remaining (tokens)"
+        "\n\nLimits:\n  other: 9 used, 0 reserved, 991 of 1,000 requests remaining\n"
+        "  l (b): 2 used, 0 reserved, 998 of 1,000 tokens remaining\n"
+        "  l (a): 1 used, 0 reserved, 999 of 1,000 tokens remaining"
     )
-    assert fleet_summary(group, {"agent": "a"}, [limit, other]).count(" remaining ") == 1
+    assert fleet_summary(group, {"agent": "a"}, [limit, other]).count(" remaining") == 1
     assert "Limits" not in fleet_summary(group, {"agent": "c"}, [limit, other])

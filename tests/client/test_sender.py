@@ -71,9 +71,7 @@ class TestAnOutage:
         fleet.go_away()
         for _ in range(3):
             client.record(1)
-        with pytest.raises(
-            LogUnavailable, match="3 events are not in the log .*; they are kept and sent again$"
-        ) as late:
+        with pytest.raises(LogUnavailable, match="^3 events not yet in the log: .*; kept and sent again$") as late:
             client.flush(0.1)
         assert (late.value.pending, late.value.timeout_s) == (3, 0.1)
         assert client.pending == 3
@@ -124,9 +122,7 @@ class TestTheBound:
         fleet.go_away()
         for _ in range(10):
             client.record(1)
-        with pytest.raises(
-            BufferFull, match="^10 events wait for the log, which is the bound: .*not recorded$"
-        ) as full:
+        with pytest.raises(BufferFull, match="^10 events waiting for the log is the bound: .*not recorded$") as full:
             client.record(1)
         assert full.value.pending == 10
         assert client.pending == 10
@@ -394,7 +390,7 @@ class TestTheEnd:
         client = fleet.client()
         fleet.go_away()
         client.record(1)
-        with pytest.raises(LogUnavailable, match="; they are given up$") as late:
+        with pytest.raises(LogUnavailable, match="; given up$") as late:
             client.close(0.1)
         assert (late.value.pending, late.value.timeout_s) == (1, 0.1)
 
@@ -479,17 +475,17 @@ class TestAFaultOfOurs:
 
     def test_after_a_fault_nothing_more_can_be_recorded_and_the_reason_is_said(self, broken):
         broken.record(1)
-        with pytest.raises(LogUnavailable, match="; they are given up$"):
+        with pytest.raises(LogUnavailable, match="; given up$"):
             broken.flush(30)
         with pytest.raises(
-            LogUnavailable, match="the sender failed.* not recorded, and 1 before it are given up"
+            LogUnavailable, match=r"the sender failed.* not recorded, and those before it \(1\) are given up"
         ) as ended:
             broken.record(1)
         assert ended.value.pending == 1
 
     def test_after_a_fault_closing_says_what_is_given_up(self, broken):
         broken.record(1)
-        with pytest.raises(LogUnavailable, match="; they are given up$"):
+        with pytest.raises(LogUnavailable, match="; given up$"):
             broken.close(30)
 
     def test_a_system_without_threads_refuses_the_event_and_not_the_next(self, memory_fleet, monkeypatch):

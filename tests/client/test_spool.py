@@ -395,7 +395,7 @@ class TestAClient:
         for _ in range(50):
             client.record(1)
         wait_until(lambda: client._engine._sender._delivery.saved == 50)
-        with pytest.raises(LogUnavailable, match="50 events .*; they stay in the spool, and are sent when it is"):
+        with pytest.raises(LogUnavailable, match="50 events .*; kept in the spool, and sent when it is"):
             client.close(0.05)
         client._engine._sender._thread.join()
         fleet.come_back()

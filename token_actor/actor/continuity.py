@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection, Entry, StreamState
 
 TRAIL_ENTRIES_MAX: Final = 65_536  # ids remembered: many seconds of a log, and a replica lags by less
-COMPARED: Final = 4  # entries whose content is looked at again: of at most 64 KiB each, at every renewal of the lease
+COMPARED: Final = 64  # entries whose content is looked at again: of at most 64 KiB each, at every renewal of the lease
 ENTRIES_PER_READ: Final = 512  # of at most 64 KiB each
 
 

@@ -15,6 +15,7 @@ from token_actor.actor.fold import Folded, fold
 from token_actor.actor.manifests import Manifest, Position, list_manifests
 from token_actor.actor.snapshots import load_snapshot
 from token_actor.core.ledger import Bounds, Ledger
+from token_actor.core.texts import counted
 from token_actor.errors import ServerRefused, SetupError, SnapshotError
 from token_actor.transport.ports import FIRST, Connection, PutField
 
@@ -66,7 +67,7 @@ def _without_gap(connection: Connection, keys: Keys, position: Position, accept_
     if found is None or found.replaced:
         return position
     lost = (
-        f"{found.lost} entries of the log were removed before they were counted: the state ends at "
+        f"{counted(found.lost, 'entry', 'entries')} of the log removed before they could be counted: the state ends at "
         f"{position.offset.decode()}, and the log begins later."
     )
     if not accept_data_loss:

@@ -21,8 +21,9 @@ from token_actor.cli.options import (
     open_connection,
     target_of,
 )
-from token_actor.cli.output import answers, complain, notes, number, print_json, show
+from token_actor.cli.output import answers, complain, notes, print_json, show
 from token_actor.cli.tables import Column, print_table
+from token_actor.core.texts import counted
 from token_actor.errors import TokenActorError
 from token_actor.operations.doctor import diagnose
 from token_actor.operations.spools import SpoolState, look_into, spool_findings
@@ -78,14 +79,11 @@ def _print_verification(console: Console, found: Verification) -> None:
     total = found.total
     source = f"snapshot {found.snapshot}" if found.snapshot else "an empty state"
     if found.problem is None:
-        again = f"counted again from {source} and {number(found.replayed)} entries of the log"
+        again = f"counted again from {source} and {counted(found.replayed, 'entry', 'entries')} of the log"
     else:
         again = "not counted again"
-    console.print(
-        f"partition {found.partition}: {number(total['requests'])} events in {number(found.entries)} entries, "
-        f"up to {found.offset}",
-        style="bold",
-    )
+    what = f"{counted(total['requests'], 'event')} in {counted(found.entries, 'entry', 'entries')}"
+    console.print(f"partition {found.partition}: {what}, up to {found.offset}", style="bold")
     console.print(f"  added up in {found.ways} ways, {again}")
     if found.state_hash is None or found.state_hash_replayed is None:
         console.print(f"  state hash {found.state_hash or 'unknown'}; {found.state_source}")

@@ -36,6 +36,7 @@ from token_actor.cli.output import answers, number, print_json
 from token_actor.cli.tables import print_table
 from token_actor.core.calendars import PERIODS
 from token_actor.core.limits import KINDS, MODES, ON_EXPIRE, ON_OUTAGE, UNITS, limit_of
+from token_actor.core.texts import counted
 from token_actor.errors import InvalidValue, TokenActorError
 from token_actor.operations.limit_files import fields_of, put_limits, read_limits
 
@@ -82,7 +83,7 @@ def list_limits(
     print_table(console, limit_columns(limit_rows(found)))
     hidden = sum(limit["scopes"] - len(limit["top"]) for limit in found)
     if hidden:
-        console.print(f"  and {number(hidden)} more values, with less taken; --top shows more", style="dim")
+        console.print(f"  and {counted(hidden, 'more value')}, with less taken; --top shows more", style="dim")
 
 
 @limits.command("put")

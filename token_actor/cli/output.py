@@ -82,7 +82,7 @@ def complain(error: object) -> None:
 
 def _advice(error: object) -> str:
     if isinstance(error, ServerUnavailable):
-        return "; is the server running? Name another with --redis, or start one: token-actor serve --embedded"
+        return "; check that the server runs, name another with --redis, or start one: token-actor serve --embedded"
     return ""
 
 

@@ -30,6 +30,7 @@ from token_actor.cli.options import (
 from token_actor.cli.output import UNPRICED, answers, cost, local_time, number, print_json
 from token_actor.cli.tables import Column, print_figures, print_table
 from token_actor.client.report import usd_text
+from token_actor.core.texts import counted
 from token_actor.core.usage import DEFAULT_TENANT, DIMENSIONS, NANO_PER_USD
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _figures(total: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _whole_cost(total: Mapping[str, Any]) -> str:
     unpriced = total["unpriced"]
     known = unpriced and unpriced < total["requests"]
-    return f"{usd_text(total['cost_nanousd'])} + {number(unpriced)} requests {UNPRICED}" if known else cost(total)
+    return f"{usd_text(total['cost_nanousd'])} + {counted(unpriced, 'request')} {UNPRICED}" if known else cost(total)
 
 
 def _scope(selector: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from token_actor.cli.progress import ticker
 from token_actor.cli.stage import ASK_TIMEOUT_S, Stage, open_stage
 from token_actor.cli.totals import added_up, differences, less, print_sent_and_counted, total_tokens
 from token_actor.cli.workers import Crew
+from token_actor.core.texts import counted
 from token_actor.core.usage import TOKEN_KINDS
 from token_actor.errors import TokenActorError
 from token_actor.service import default_namespace, named_url
@@ -196,7 +197,7 @@ def _check_lines(trace: Trace, ready: Sequence[Mapping[str, Any]], lines: int) -
     if lines == bad_count:
         raise TokenActorError(f"there is nothing to replay in {trace.file}; is --format {trace.format.value} right?")
     if bad_count:
-        note(f"left out {number(bad_count)} of {number(lines)} lines", style="yellow")
+        note(f"left out {number(bad_count)} of {counted(lines, 'line')}", style="yellow")
 
 
 def _order(trace: Trace, ready: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], float]:

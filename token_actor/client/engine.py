@@ -186,7 +186,7 @@ class Engine:
         if answer is None:
             raise ActorUnavailable(
                 f"no actor answered for partition {keys.partition} of {self._where} within {deadline.timeout_s:g} s; "
-                "is 'token-actor serve' running? 'token-actor doctor' tells more",
+                "check that 'token-actor serve' runs: 'token-actor doctor' tells more",
                 timeout_s=deadline.timeout_s,
             )
         return answer
@@ -197,7 +197,8 @@ class Engine:
 
     def _unavailable(self, error: ServerUnavailable, deadline: Deadline) -> ActorUnavailable:
         return ActorUnavailable(
-            f"no answer within {deadline.timeout_s:g} s: {error}; is the server running, and is this its address?",
+            f"no answer within {deadline.timeout_s:g} s: {error}; "
+            "check that the server runs, and that this is its address",
             timeout_s=deadline.timeout_s,
         )
 

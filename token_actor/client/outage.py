@@ -161,7 +161,7 @@ class Outage:
             self._note_silence(tenant, error.timeout_s)
             answer = self._decide_here(tenant, arguments)
             if answer is None:
-                error.args = (f"{error}; {self._why_closed(tenant, arguments)}",)
+                error.args = (f"{error}; nothing is granted without it, because {self._why_closed(tenant, arguments)}",)
                 raise
             return answer
         self._note_answer(tenant, decision)

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.limits import CONCURRENCY, MONEY
+from token_actor.core.texts import counted
 from token_actor.core.usage import NANO_PER_USD, TOKEN_KINDS
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def fleet_summary(
         if named:
             lines += ["", f"Largest by {dimension}:"]
             lines += [
-                f"  {group[dimension]}: {group['total_tokens']:,} tokens in {group['requests']:,} requests"
+                f"  {group[dimension]}: {group['total_tokens']:,} tokens in {counted(group['requests'], 'request')}"
                 for group in named
             ]
     taken = _limit_lines(limits, selector)
@@ -87,4 +88,4 @@ def cost_text(sums: Mapping[str, Any]) -> str:
     if unpriced and unpriced == sums["requests"]:
         return "unpriced"
     cost = f"${sums['cost_usd']:,.4f}"
-    return f"{cost} + {unpriced:,} unpriced requests" if unpriced else cost
+    return f"{cost} + {counted(unpriced, 'unpriced request')}" if unpriced else cost

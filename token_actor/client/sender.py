@@ -18,6 +18,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from token_actor.client.delivery import NEVER, Delivery
+from token_actor.core.texts import counted
 from token_actor.errors import BufferFull, ClosedError, LogUnavailable, SpoolFull
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection, Connector
 
 _LOG_EVERY_S: Final = 10.0
-_KEPT: Final = "are kept and sent again"
-_GIVEN_UP: Final = "are given up"
-_LEFT: Final = "stay in the spool, and are sent when it is opened again"
+_KEPT: Final = "kept and sent again"
+_GIVEN_UP: Final = "given up"
+_LEFT: Final = "kept in the spool, and sent when it is opened again"
 
 log = logging.getLogger("token_actor.client")
 retired: set[Sender] = set()  # without a client, but not without events; see Sender.retire
@@ -70,7 +71,8 @@ class Sender:
                 raise ClosedError("the client is closed")
             if self._ended:
                 message = (
-                    f"{self._delivery.failure}; this event was not recorded, and {self.pending} before it {self._fate}"
+                    f"{self._delivery.failure}; this event was not recorded, and those before it "
+                    f"({self.pending:,}) are {self._fate}"
                 )
                 raise LogUnavailable(message, timeout_s=0, pending=self.pending)
             if (
@@ -78,8 +80,8 @@ class Sender:
                 >= self._settings.buffer_events_max
             ):
                 raise BufferFull(
-                    f"{self.pending} events wait for the log, which is the bound: {self._problem or 'it is too slow'}; "
-                    "this event was not recorded",
+                    f"{counted(self.pending, 'event')} waiting for the log is the bound: "
+                    f"{self._problem or 'it is too slow'}; this event was not recorded",
                     pending=self.pending,
                 )
             if self._thread is None:
@@ -131,8 +133,8 @@ class Sender:
 
     def _late(self, deadline: Deadline, fate: str) -> LogUnavailable:
         return LogUnavailable(
-            f"{self.pending} events are not in the log of {self._connector.address} yet "
-            f"({self._problem or 'it did not answer in time'}); they {fate}",
+            f"{counted(self.pending, 'event')} not yet in the log: "
+            f"{self._problem or f'{self._connector.address} did not answer in time'}; {fate}",
             timeout_s=deadline.timeout_s,
             pending=self.pending,
         )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.actor.manifests import list_manifests
+from token_actor.core.texts import counted
 from token_actor.errors import (
     ActorUnavailable,
     InvalidValue,
@@ -116,12 +117,12 @@ def _lag(stream: StreamState | None, status: Mapping[str, Any]) -> Finding:
     """Compare how many entries the log had with how many the actor had counted a moment later."""
     behind = max(0, (0 if stream is None else stream.entries_added) - status["entries"])
     if behind <= LAG_ENTRIES_MAX:
-        late = f"{behind:,} entries behind" if behind else "up to date"
-        return Finding(level="ok", subject="lag", found=f"{late}, {status['events']:,} events counted")
+        late = f"{counted(behind, 'entry', 'entries')} behind" if behind else "up to date"
+        return Finding(level="ok", subject="lag", found=f"{late}, {counted(status['events'], 'event')} counted")
     return Finding(
         level="warning",
         subject="lag",
-        found=f"the actor is {behind:,} entries of the log behind",
+        found=f"the actor is {counted(behind, 'entry', 'entries')} of the log behind",
         advice="look again in a moment; if it does not shrink, the actor has too little CPU",
     )
 
@@ -131,14 +132,15 @@ def _losses(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             subject="missing",
-            found=f"{status['missing']:,} events were numbered by their senders and never arrived",
+            found=f"numbered by their senders and never arrived: {counted(status['missing'], 'event')}",
             advice="look for workers that were killed, and for a server that lost writes",
         )
     if status["folded_events"]:
         yield Finding(
             level="warning",
             subject="cardinality",
-            found=f"{status['folded_events']:,} events are counted under '__other__': a dimension has too many names",
+            found="a dimension has too many names; counted under '__other__': "
+            + counted(status["folded_events"], "event"),
             advice="look for ids in names: 'token-actor analytics --group-by model' and so on",
         )
 
@@ -151,7 +153,7 @@ def _snapshots(connection: Connection, keys: Keys, stream: StreamState | None, n
         return Finding(
             level="warning" if late else "ok",
             subject="snapshots",
-            found=f"none yet; the log holds {entries:,} entries",
+            found=f"none yet; the log holds {counted(entries, 'entry', 'entries')}",
             advice="look at the actor's log: one is taken every minute" if late else None,
         )
     newest = manifests[0]
@@ -162,7 +164,7 @@ def _snapshots(connection: Connection, keys: Keys, stream: StreamState | None, n
         level="warning" if late else "ok",
         subject="snapshots",
         found=f"{len(manifests)} kept, the newest {newest.snapshot_id.decode()} is {age_s:,} s old, at "
-        f"{newest.position.offset.decode()}, {behind:,} entries before the end of the log",
+        f"{newest.position.offset.decode()}, {counted(behind, 'entry', 'entries')} before the end of the log",
         advice="look at the actor's log: one is taken every minute while there is anything new" if late else None,
     )
 
@@ -174,6 +176,6 @@ def _dead(connection: Connection, keys: Keys) -> Finding:
     return Finding(
         level="warning",
         subject="dead letters",
-        found=f"{stream.length:,} entries of the log could not be counted",
+        found=f"could not be counted: {counted(stream.length, 'entry', 'entries')} of the log",
         advice="see what and why: token-actor dead list",
     )

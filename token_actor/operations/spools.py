@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.client.slots import DAMAGED, LOCK, SPOOL, Contents, digest_of, examine
+from token_actor.core.texts import counted
 from token_actor.errors import SpoolError
 from token_actor.operations.server import Finding
 
@@ -113,7 +114,8 @@ def _slot_finding(slot: SlotState, now_ms: int) -> Finding:
     age_s = 0 if slot.oldest_ms is None else max(0, now_ms - slot.oldest_ms) // 1000
     owner = "in use" if slot.owned else "left behind"
     found = (
-        f"{slot.file}: {owner}, {slot.events:,} events in {slot.batches:,} batches, {slot.bytes:,} bytes, "
+        f"{slot.file}: {owner}, {counted(slot.events, 'event')} in {counted(slot.batches, 'batch', 'batches')}, "
+        f"{slot.bytes:,} bytes, "
         f"the oldest {age_s:,} s old"
     )
     if slot.problem is not None:

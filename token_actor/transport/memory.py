@@ -168,7 +168,7 @@ class MemoryConnection:
 
     def _check_connected(self) -> None:
         if self._shared.away or self._closed:
-            message = f"{ADDRESS} cannot be used for the moment: the connection is gone"
+            message = f"{ADDRESS} cannot be used for the moment (the connection is gone)"
             raise ServerUnavailable(message)
 
     def _wait_for_entries(

@@ -11,6 +11,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -50,6 +51,8 @@ FORBIDDEN_TEXT = "ERR unknown command"
 
 # Three times as fast as redis-py's packing around it; its stub says "a tuple of one".
 _pack = cast("Callable[[Command], bytes]", pack_command)
+
+_CONNECTING = re.compile(r"^Error -?\d+ connecting to \S+\. ")  # what redis-py puts before what is wrong
 
 INSPECTED_SETTINGS = (b"maxmemory", b"maxmemory-policy", b"appendonly", b"appendfsync", b"save")
 
@@ -268,7 +271,9 @@ class RedisConnection:
             return ServerRefused(text)
         if isinstance(error, InvalidResponse):
             text = f"what answers does not speak the Redis protocol ({text})"
-        return ServerUnavailable(f"{self._address} cannot be used for the moment: {text}")
+        return ServerUnavailable(
+            f"{self._address} cannot be used for the moment ({_CONNECTING.sub('', text).rstrip('.')})"
+        )
 
 
 def _settings_of(url: str, *, connect_timeout_s: float, reply_timeout_s: float) -> ConnectionPool:
