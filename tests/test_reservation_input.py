@@ -260,12 +260,12 @@ class TestSettle:
         assert (got["counted"], got["reason"]) == (False, "duplicate")
         assert (someone.taken(), client.analytics()["requests"], someone.dead()) == ((7, 0), 1, [])
 
-    def test_an_id_that_came_with_other_numbers_is_a_conflict_and_gives_the_reservation_back(self, someone):
+    def test_an_id_that_came_with_other_numbers_is_a_conflict_and_the_reservation_is_charged(self, someone):
         someone.result("record", {}, {"input_tokens": 7, "message_id": "m"})
         reservation = someone.result("reserve", {"tokens": 50})["reservation"]
         got = someone.result("settle", {"reservation": reservation}, {"input_tokens": 8, "message_id": "m"})
         assert (got["counted"], got["reason"]) == (False, "id_conflict")
-        assert (someone.taken(), someone.dead()) == ((7, 0), ["id_conflict"])
+        assert (someone.taken(), someone.dead()) == ((57, 0), ["id_conflict"])
 
 
 RESERVE = {"v": 1, "id": "x", "client": "someone", "op": "reserve", "args": {"tokens": 50}}

@@ -9,7 +9,8 @@
     │   └── InvalidQuestion             the caller's: a question names something unknown
     ├── BadEntry                        the sender's: bytes in a stream that cannot be applied
     ├── ActorUnavailable                the deployment's: no answer within the deadline
-    │   └── LogUnavailable              the deployment's: not in the log within the deadline
+    │   ├── LogUnavailable              the deployment's: not in the log within the deadline
+    │   └── ClientBusy                  the caller's: too much is under way in this client
     ├── RateLimited                     nobody's: a limit has no room for this call now
     ├── BufferFull                      the deployment's: the log has been away for too long
     │   └── SpoolFull                   the deployment's: the spool on disk has no room
@@ -93,6 +94,10 @@ class ActorUnavailable(TokenActorError):  # noqa: N818 - the name is part of the
     def __init__(self, message: str, *, timeout_s: float) -> None:
         super().__init__(message)
         self.timeout_s = timeout_s
+
+
+class ClientBusy(ActorUnavailable):
+    """Say that so much is under way in this client that nobody was asked in time; of the actor it says nothing."""
 
 
 class LogUnavailable(ActorUnavailable):

@@ -162,11 +162,12 @@ class TestChanging:
         (["put", "l", "--amount", "5", "--by", "colour"], "--by 'colour' is not a dimension"),
         (["put", "l", "--amount", "5", "--weights", "input_tokens=x"], "--weights takes numbers"),
         (["put", "l", "--amount", "5", "--thresholds", "half"], "--thresholds takes whole numbers"),
+        (["put", "l", "--amount", "5", "--kind", "calendar"], "--period must be one of day, week, month"),
         (["put", "l", "--file", "limits.toml"], "--file says all there is to say"),
         (["put", "__l", "--amount", "5"], "name must not start with '__'"),
         (["explain", "--tokens", "-1"], "tokens must be between 0 and"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_a_mistake_names_the_option(call, words, said):
     code, printed, told = call("limits", *words, "--redis", "redis://127.0.0.1:1/0")

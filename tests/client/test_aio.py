@@ -14,7 +14,7 @@ from tests.client.harness import SLACK_S, run_script, wait_until
 from token_actor.client.aio import AsyncFace, AsyncTokenManager
 from token_actor.client.manager import SharedTokenManager
 from token_actor.client.sync import SyncFace
-from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, LogUnavailable
+from token_actor.errors import ActorUnavailable, ClientBusy, ClosedError, InvalidQuestion, LogUnavailable
 
 PLAIN = {"record", "manager", "lease"}  # they never wait, so they are plain calls
 GENERATORS = {"pages"}
@@ -203,7 +203,7 @@ class TestTheEventLoop:
             return outcomes, time.monotonic() - start_s
 
         outcomes, spent_s = asyncio.run(ask_all())
-        assert {type(outcome) for outcome in outcomes} == {ActorUnavailable}
+        assert {type(outcome) for outcome in outcomes} == {ActorUnavailable, ClientBusy}  # some had no line in time
         assert 0.4 < spent_s < 0.5 + SLACK_S
 
     def test_each_coroutine_sees_its_own_records(self, fleet):

@@ -125,6 +125,21 @@ class TestDeciding:
         assert lease.try_reserve(1, cost_usd="0.001") is not None
         assert lease.try_reserve(1, cost_usd="0.9") is None
 
+    def test_what_is_tried_for_in_vain_is_asked_for_in_the_background(self, client):
+        lease = client.lease(ttl_s=LONG_S)
+        wait_until(lambda: lease.try_reserve(10) is not None)
+        assert lease.try_reserve(2_000) is None  # more than there will ever be
+        assert taken(client)[1] >= 10
+
+    def test_a_call_that_never_fits_leaves_what_is_held_here(self, client):
+        lease = client.lease(ttl_s=LONG_S)
+        grown(lease)
+        wait_until(lambda: lease.try_reserve(1) is not None)
+        with pytest.raises(RateLimited) as refused:
+            lease.reserve(2_000)
+        assert refused.value.retry_after_s is None
+        assert lease.try_reserve(1) is not None
+
     def test_a_block_leaves_half_of_what_remains_to_others(self, fleet, client):
         lease = client.lease(ttl_s=LONG_S)
         for _ in range(100):
@@ -141,7 +156,7 @@ class TestDeciding:
 
     @pytest.mark.parametrize(("arguments", "field"), [
         ({"tokens": -1}, "tokens"), ({"tokens": 1.0}, "tokens"), ({"tokens": True}, "tokens"),
-        ({"cost_usd": -1}, "cost_usd"),
+        ({"tokens": 0, "cost_usd": -1}, "cost_usd"),
     ])  # fmt: skip
     def test_a_wrong_argument_is_named(self, client, arguments, field):
         with pytest.raises(InvalidValue) as refused:

@@ -54,6 +54,17 @@ class TestLimits:
             client.reserve(3)
         assert client.reserve(2).decision["remaining"] == 0
 
+    def test_what_expires_is_shown_though_nothing_else_happens(self, client):
+        client.reserve(10, ttl_s=0.1)
+        wait_until(lambda: taken(client) == (10, 0))
+
+    def test_the_limit_that_is_explained_is_the_tightest_after_the_call(self, client):
+        client.put_limit(Limit("large", 1_000_000))
+        client.record(0, agent="b")
+        client.put_limit(Limit("taken", 1_000, unit="requests"))
+        client.record(1, agent="a")
+        assert client.explain(90)["limit"] == client.reserve(90).decision["limit"] == "l"
+
     def test_it_is_explained_what_a_call_would_be_told(self, client):
         told = client.explain(101, cost_usd=Decimal("0.5"))
         assert (told["granted"], told["limit"], told["never"], told["scope"]) == (False, "l", True, {"agent": "a"})
@@ -107,6 +118,36 @@ class TestWaiting:
                 return (await later).decision["granted"]
 
         assert asyncio.run(wait()) is True
+
+    def test_those_who_wait_are_not_in_the_way_of_what_they_wait_for(self, fleet):
+        fleet.actor()
+        client = fleet.client(agent="a", lines_max=2)
+        client.put_limit(Limit("one", 1, kind="concurrency"))
+        holder = client.reserve(1)
+        with ThreadPoolExecutor(20) as pool:
+            others = [pool.submit(lambda: client.reserve(1, wait_s=60).release()) for _ in range(20)]
+            wait_until(lambda: client.limits()[0]["waiting"] == 20)
+            holder.settle(1)
+            assert [other.result(60) for other in others] == [True] * 20
+
+    def test_nor_are_coroutines_that_wait(self, fleet):
+        fleet.actor()
+
+        async def wait_all():
+            client = fleet.async_client(agent="a", lines_max=2)
+            await client.put_limit(Limit("one", 1, kind="concurrency"))
+            holder = await client.reserve(1)
+
+            async def wait():
+                return await (await client.reserve(1, wait_s=60)).release()
+
+            others = [asyncio.create_task(wait()) for _ in range(20)]
+            while (await client.limits())[0]["waiting"] < len(others):
+                pass
+            await holder.settle(1)
+            return await asyncio.gather(*others)
+
+        assert asyncio.run(wait_all()) == [True] * 20
 
     @pytest.mark.parametrize("wait_s", [-1, 601, "1", None])
     def test_a_wait_that_is_none_is_refused(self, client, wait_s):

@@ -348,7 +348,9 @@ class TestKilling:
         with pytest.raises(RateLimited) as refused:
             client.reserve(1)
         assert (refused.value.limit, refused.value.retry_after_s) == ("kill:agent=a", None)
-        assert str(refused.value) == "killed by limit 'kill:agent=a'; it is refused until that is revived"
+        assert str(refused.value) == (
+            "killed ('kill:agent=a'): refused until 'token-actor revive', or client.revive, of the same names"
+        )
         assert other.reserve(1).decision["granted"]
         assert [limit["name"] for limit in client.limits()] == ["b", "kill:agent=a"]
         assert (client.revive(agent="a"), client.revive(agent="a")) == (True, False)

@@ -9,9 +9,10 @@ import pytest
 
 from tests.client.harness import SLACK_S, elapsed_s, run_script, wait_until
 from token_actor.client import outage
+from token_actor.client.deadline import Deadline
 from token_actor.client.outage import SILENCE_S
 from token_actor.core.limits import Limit
-from token_actor.errors import ActorUnavailable, InvalidValue, LogUnavailable, RateLimited
+from token_actor.errors import ActorUnavailable, ClientBusy, InvalidValue, LogUnavailable, RateLimited
 
 SOON_S = 0.2  # the deadline of a call that nobody answers
 
@@ -158,6 +159,15 @@ class TestOpen:
     def test_a_caller_without_patience_says_nothing_of_the_actor(self, fleet):
         _, client = put(fleet, limit("open"))
         assert client.reserve(1, timeout_s=0).degraded is True
+        assert client.reserve(1).degraded is False
+
+    def test_a_client_that_is_busy_itself_is_no_outage(self, fleet):
+        _, client = put(fleet, limit("open", 100), lines_max=1, timeout_s=5.0)
+        with (
+            client._engine._lines.line(Deadline.after(1)),
+            pytest.raises(ClientBusy, match="lines to the actor are busy"),
+        ):
+            client.reserve(1, timeout_s=SOON_S)
         assert client.reserve(1).degraded is False
 
     def test_what_was_used_counts_once_when_the_actor_is_back(self, fleet):

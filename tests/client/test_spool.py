@@ -506,6 +506,7 @@ class TestAClient:
         fleet.go_away()
         dead = fleet.client(spool_dir=folder)
         dead.record(1)
+        wait_until(lambda: dead._engine._sender._delivery.saved == 1)
         with pytest.raises(LogUnavailable):
             dead.close(0)
         fleet.come_back()

@@ -207,7 +207,19 @@ class TestDecisions:
         quota = Quota(amount=100)
         quota.use(300)
         told = quota.run("reserve")
-        assert (told["granted"], told["never"], told["estimate"]["input_tokens"]) == (False, True, 300)
+        assert (told["granted"], told["cost"], told["estimate"]["input_tokens"]) == (False, 100, 300)
+
+    def test_a_guess_that_is_more_than_a_limit_ever_grants_does_not_refuse_for_good(self):
+        quota = Quota(amount=100)
+        quota.use(300)
+        told = quota.run("reserve")
+        assert (told["never"], told["retry_after_ms"] > 0) == (False, True)
+        quota.at(quota.now_ms + told["retry_after_ms"])
+        assert quota.run("reserve")["granted"]
+
+    def test_a_guess_never_fits_where_nothing_is_granted(self):
+        quota = Quota(amount=0)
+        assert quota.run("reserve")["never"]
 
     def test_a_settlement_teaches(self):
         quota = Quota(amount=10_000)

@@ -217,3 +217,12 @@ def test_tokens_of_no_kind_are_reserved_as_the_dearest(unit, weights, cost):
 def test_an_estimate_is_read_from_a_map():
     estimate = estimate_of({"tenant": "t", "tokens": 4, "output_tokens": 2, "cost_usd": "0.5"})
     assert estimate == Estimate("t" + "\x1f" * 6, 4, (0, 2, 0, 0), 500_000_000)
+
+
+def test_time_means_nothing_to_concurrency():
+    assert Limit("l", 1, kind="concurrency", seconds=30).shape == Limit("l", 1, kind="concurrency").shape
+
+
+def test_a_reservation_of_no_requests_is_not_open_at_once_with_others():
+    limit = Limit("l", 1, kind="concurrency")
+    assert [limit.cost_of(Estimate("", requests=requests)) for requests in (0, 1, 5)] == [0, 1, 1]

@@ -172,6 +172,12 @@ class TestSettling:
         got = quota.settle(reservation, 30, message_id="m")
         assert (got["counted"], got["reason"], quota.taken()) == (False, "duplicate", (30, 0))
 
+    def test_what_was_used_and_cannot_be_counted_is_charged_as_estimated(self, quota):
+        quota.use(1, message_id="m")
+        reservation = quota.reserve(40)["reservation"]
+        got = quota.settle(reservation, 30, message_id="m")
+        assert (got["counted"], got["reason"], quota.taken()) == (False, "id_conflict", (41, 0))
+
     @pytest.mark.parametrize("late", [False, True])
     def test_without_a_word_of_what_was_used_the_estimate_is_charged(self, quota, late):
         reservation = quota.reserve(40, ttl_ms=1_000)["reservation"]

@@ -508,3 +508,13 @@ def test_a_limit_that_is_lowered_below_a_wish_does_not_stop_all_others(line):
     line.run("put_limit", {"limit": Limit("l", 50).as_map()})
     line.at(NOW_MS + 61_000)
     assert line.ask(10, "small", wait_ms=0)["granted"]
+
+
+def test_turns_of_those_who_went_are_not_kept_for_ever():
+    line = Line(Limit("one", 1, kind="concurrency", fair_by=["session"]))
+    line.reserve(1)
+    line.ask(1, "stays", wait_ms=WAIT_MS_MAX)
+    for number in range(3_000):
+        line.ask(1, f"{number}", wait_ms=1, session=f"s{number}")
+        line.at(line.now_ms + 1)
+    assert len(line.ledger.admission.room.dump()["turns"]) < 1_100

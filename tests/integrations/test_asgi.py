@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.client.harness import Fleet
+from tests.client.harness import Fleet, wait_until
 from token_actor.core.limits import Limit
 from token_actor.errors import ActorUnavailable, InvalidValue
 from token_actor.integrations import asgi
@@ -271,3 +271,25 @@ class TestWithoutAnActor:
         assert requested(middleware(client, app)).body == b"ok"
         (left,) = [record for record in caplog.records if getattr(record, "action", None) == "reservation_left"]
         assert left.reservation
+
+
+def test_whoever_leaves_while_waiting_holds_nothing(fleet, client):
+    watcher = fleet.client(agent="a")
+    watcher.put_limit(Limit("one", 1, kind="concurrency"))
+    middleware = RateLimitMiddleware(answer_ok, client, estimate=lambda _: {"tokens": 1, "wait_s": 60})
+
+    def standing():
+        return next(limit for limit in watcher.limits() if limit["name"] == "one")
+
+    async def leave():
+        holder = await asyncio.to_thread(watcher.reserve, 1)
+        request = asyncio.create_task(Request(middleware).run())
+        while not await asyncio.to_thread(lambda: standing()["waiting"]):
+            pass
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await asyncio.to_thread(holder.release)
+
+    asyncio.run(leave())
+    wait_until(lambda: (standing()["waiting"], [top["reserved"] for top in standing()["top"]]) in [(0, []), (0, [0])])

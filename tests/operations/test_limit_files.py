@@ -6,7 +6,7 @@ import pytest
 
 from tests.client.harness import Fleet
 from token_actor.core.limits import Limit
-from token_actor.errors import InvalidQuestion, InvalidValue, SetupError
+from token_actor.errors import InvalidQuestion, InvalidValue, RateLimited, SetupError
 from token_actor.operations.limit_files import fields_of, limits_of_partition, nanousd_of, put_limits, read_limits
 
 FILE = """
@@ -158,6 +158,12 @@ class TestPutting:
     def test_others_stay(self, client):
         put_limits(client, [Limit("new", 5)])
         assert [limit["name"] for limit in client.limits()] == ["old", "new"]
+
+    def test_who_was_killed_stays_so_where_the_file_is_to_be_exact(self, client):
+        client.kill(agent="planner")
+        assert [change.what for change in put_limits(client, [Limit("new", 5)], exact=True)][-1] == "new"
+        with pytest.raises(RateLimited, match="killed"):
+            client.reserve(0, agent="planner")
 
     def test_others_go_first_where_the_file_is_to_be_exact(self, client):
         for number in range(99):

@@ -66,7 +66,7 @@ class Timekeeper:
         return max(0, log_ms - (self._now_ms() - self._ahead_ms))
 
     def nudges(self, log_ms: int | None) -> bool:
-        """Tell whether the log needs an entry to come to a log time that somebody waits for; ``None``: nobody does."""
+        """Tell whether the log needs an entry to come to a log time it must come to; ``None``: there is none."""
         ticks_ms = self._clock.ticks_ms()
         if log_ms is None or self.until_ms(log_ms) or ticks_ms < self._nudged_ms + _NUDGE_EVERY_MS:
             return False

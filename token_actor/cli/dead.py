@@ -9,6 +9,7 @@ import typer
 from token_actor.cli.options import AsJson, Namespace, Redis, moment, open_connection, target_of
 from token_actor.cli.output import answers, local_time, number, print_json
 from token_actor.cli.tables import Column, print_figures, print_table
+from token_actor.core.texts import counted
 from token_actor.errors import InvalidValue, TokenActorError
 from token_actor.operations.dead import Selection, drop_dead, find_dead, list_dead, selected_dead
 from token_actor.operations.retry import Retried, retry_dead
@@ -120,7 +121,7 @@ def _fail_for(missing: Sequence[str], *, kept: int = 0) -> None:
     if missing:
         raise TokenActorError(f"there is no such dead letter: {', '.join(missing)}")
     if kept:
-        raise TokenActorError(f"{number(kept)} dead letters were not sent once more; what is said of each tells why")
+        raise TokenActorError(f"not sent once more: {counted(kept, 'dead letter')}; what is said of each tells why")
 
 
 @dead.command("drop")

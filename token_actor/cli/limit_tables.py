@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 from token_actor.cli.output import duration, number
 from token_actor.cli.tables import Column, bar
 from token_actor.client.report import amount_text, unit_text
-from token_actor.core.limits import MONEY
+from token_actor.core.killing import is_killed
+from token_actor.core.limits import BUCKET, CONCURRENCY, MONEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from token_actor.operations.limit_files import Change
 
-_PER: Final = {"concurrency": "at once"}
+_PER: Final = {CONCURRENCY: "at once"}
 
 
 def limit_rows(limits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,6 +49,7 @@ def limit_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     columns = [
         Column(title="limit", cells=[row["name"] for row in rows], name=True, style="cyan"),
         *_scope_columns(rows),
+        Column(title="kind", cells=[row["kind"] for row in rows], rank=5, name=True),
         Column(title="per", cells=[_per(row["per"]) for row in rows], rank=2),
         *_figures(rows, [row["unit"] for row in rows]),
         Column(title="refused", cells=list(_refused(rows)), rank=4),
@@ -82,8 +84,13 @@ def explained_columns(told: Sequence[Mapping[str, Any]], units: Mapping[str, str
 
 
 def _scope_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    scopes = [", ".join(value or "-" for value in row["scope"].values()) for row in rows]
+    scopes = [", ".join(value or "-" for value in row["scope"].values()) or _each(row) for row in rows]
     return [Column(title="of", cells=[text or "-" for text in scopes], name=True)] if any(scopes) else []
+
+
+def _each(row: Mapping[str, Any]) -> str:
+    """Say that each value of ``by`` has its own, for a limit of which nothing is taken."""
+    return f"each {', '.join(row['by'])}" if row.get("by") else ""
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], units: Sequence[str]) -> list[Column]:
@@ -108,7 +115,8 @@ def _per(limit: Mapping[str, Any]) -> str:
     if limit["kind"] == "calendar":
         return str(limit["period"])
     seconds = limit["seconds"]
-    return _PER.get(limit["kind"]) or (duration(seconds) if seconds >= 1 else f"{seconds:g} s")
+    time = _PER.get(limit["kind"]) or (duration(seconds) if seconds >= 1 else f"{seconds:g} s")
+    return f"{amount_text(limit['amount'], limit['unit'])} in {time}" if limit["kind"] == BUCKET else time
 
 
 def _wait(each: Mapping[str, Any]) -> str:
@@ -134,6 +142,8 @@ def verdict(told: Mapping[str, Any], units: Mapping[str, str]) -> str:
         return f"granted: the tightest limit is {name!r}, with {left}"
     costs = [each["cost"] for each in told["limits"] if each["name"] == name]
     cost = f"it costs {amount_text(costs[0], unit)}, with " if costs else ""
+    if is_killed(name, told["amount"]):
+        return f"killed ({name!r}): refused until 'token-actor revive' of the same names"
     if told["retry_after_ms"] is None:
         return f"refused by limit {name!r} for good: {cost}{left}; it can never fit"
     return f"refused by limit {name!r}: {cost}{left}; try again in {wait_text(told['retry_after_ms'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,7 @@ from token_actor.cli.options import (
 from token_actor.cli.output import answers, number, print_json
 from token_actor.cli.tables import print_table
 from token_actor.core.calendars import PERIODS
-from token_actor.core.limits import KINDS, MODES, ON_EXPIRE, ON_OUTAGE, UNITS, limit_of
+from token_actor.core.limits import KINDS, LIMIT_FIELDS, MODES, ON_EXPIRE, ON_OUTAGE, UNITS, limit_of
 from token_actor.core.texts import counted
 from token_actor.errors import InvalidValue, TokenActorError
 from token_actor.operations.limit_files import fields_of, put_limits, read_limits
@@ -147,18 +148,21 @@ def _wanted(name: str | None, file: Path | None, given: dict[str, Any]) -> list[
     if file is not None:
         if name is not None or given:
             raise InvalidValue("--file", "says all there is to say; leave out the name and the other options")
-        return read_limits(file)
+        found = read_limits(file)
+        if not found:
+            raise TokenActorError(f"{file} has no limits; each begins with a line [[limit]]")
+        return found
     if name is None:
         raise InvalidValue("NAME", "is missing: which limit, or --file FILE for all of a file")
     if not {"amount", "amount_usd"} & given.keys():
         raise InvalidValue("--amount", "is missing: how much may be used (or --amount-usd)")
     seconds = given.get("seconds", "")
-    if seconds.replace(".", "", 1).isdigit():
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", seconds):
         given["seconds"] = float(seconds)
     try:
         return [limit_of(fields_of({"name": name, **given}))]
     except InvalidValue as problem:
-        if problem.field in given:
+        if problem.field in given or problem.field in LIMIT_FIELDS - {"name"}:
             raise InvalidValue(f"--{problem.field.replace('_', '-')}", problem.problem) from None
         raise
 
@@ -205,11 +209,11 @@ def explain(
     redis: Redis = None,
     namespace: Namespace = None,
     timeout: Timeout = TIMEOUT_S,
-    tokens: Annotated[int, _option("N", "Tokens it may use, of any kind.", _WHAT)] = 0,
-    input_tokens: Annotated[int, _option("N", "Input tokens.", _WHAT)] = 0,
-    output_tokens: Annotated[int, _option("N", "Output tokens.", _WHAT)] = 0,
-    cache_read_tokens: Annotated[int, _option("N", "Tokens read from a cache.", _WHAT)] = 0,
-    cache_write_tokens: Annotated[int, _option("N", "Tokens written to a cache.", _WHAT)] = 0,
+    tokens: Annotated[int | None, _option("N", "Tokens it may use, of any kind.", _WHAT)] = None,
+    input_tokens: Annotated[int | None, _option("N", "Input tokens.", _WHAT)] = None,
+    output_tokens: Annotated[int | None, _option("N", "Output tokens.", _WHAT)] = None,
+    cache_read_tokens: Annotated[int | None, _option("N", "Tokens read from a cache.", _WHAT)] = None,
+    cache_write_tokens: Annotated[int | None, _option("N", "Tokens written to a cache.", _WHAT)] = None,
     cost_usd: Annotated[str | None, _option("USD", "What it may cost.", _WHAT)] = None,
     tenant: Tenant = None,
     project: Project = None,

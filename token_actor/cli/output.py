@@ -82,7 +82,10 @@ def complain(error: object) -> None:
 
 def _advice(error: object) -> str:
     if isinstance(error, ServerUnavailable):
-        return "; check that the server runs, name another with --redis, or start one: token-actor serve --embedded"
+        return (
+            "; check that the server runs, name another with --redis, or start one there: "
+            "token-actor serve --embedded --port PORT --data FOLDER"
+        )
     return ""
 
 

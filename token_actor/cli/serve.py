@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connector
 
 ENDED: Final = "ended"
+TOGETHER_S: Final = 0.5  # who signals a process and its group asks twice, and means one
 AWAY_S: Final = 1.0  # between two looks for a server that is not there yet
 _EMBEDDED: Final = "The embedded server"
 # Of Python's cycle collector. What an actor remembers has no cycles, and grows for hours: with the usual (700, 10, 10)
@@ -113,13 +115,15 @@ def facts_of(connector: Connector, stop: threading.Event) -> Mapping[str, str] |
 
     Raises ``ServerRefused`` when it does not let this process in.
     """
-    connection = connector.connect()
+    connection, told = connector.connect(), False
     try:
         while not stop.is_set():
             try:
                 return connection.server_facts()
             except ServerUnavailable as error:
-                log.warning("The server is away", extra={"action": "server_away", "problem": str(error)})
+                if not told:
+                    log.warning("The server is away", extra={"action": "server_away", "problem": str(error)})
+                told = True
                 stop.wait(AWAY_S)
     finally:
         connection.close()
@@ -151,9 +155,9 @@ def run_until_asked(
 def until_asked(run: Callable[[threading.Event], None], requests: SimpleQueue[str]) -> None:
     """Run something in a thread until the first request to stop, and wait until it has.
 
-    Raises what it raises, and ``TokenActorError`` at a second request.
+    Raises what it raises, and ``TokenActorError`` at a second request, later than ``TOGETHER_S`` after the first.
     """
-    stop = threading.Event()
+    stop, again_at = threading.Event(), 0.0
     failures: list[BaseException] = []
 
     def run_and_tell() -> None:
@@ -165,10 +169,13 @@ def until_asked(run: Callable[[threading.Event], None], requests: SimpleQueue[st
 
     threading.Thread(target=run_and_tell, name="token-actor", daemon=True).start()
     while (request := requests.get()) != ENDED:
+        if stop.is_set() and time.monotonic() < again_at:
+            continue
         if stop.is_set():
-            raise TokenActorError(f"ended at once, by a second request ({request}); the next start takes longer")
+            raise TokenActorError(f"ended at once, by a second request ({request}); nothing is lost")
         log.info("Stopping", extra={"action": "stopping", "request": request})
         stop.set()
+        again_at = time.monotonic() + TOGETHER_S
     if failures:
         raise failures[0]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from token_actor.client.aio_notices import AsyncNotices
 from token_actor.client.lease_aio import AsyncLease
+from token_actor.client.lines import WAITING_LINES_MAX
 from token_actor.client.sync import SyncFace
 from token_actor.client.threads import Threads
 
@@ -37,6 +38,7 @@ class AsyncFace(AsyncNotices):
         self._sync = SyncFace(engine)
         self.client_names = self._sync.client_names
         self._threads = Threads(engine.settings.lines_max)
+        self._waiting = Threads(WAITING_LINES_MAX)  # for quota; what frees it needs no thread of these
 
     def record(
         self,
@@ -143,7 +145,9 @@ class AsyncFace(AsyncNotices):
 
     async def reserve(self, tokens: int | None = None, **call: Any) -> AsyncReservation:  # noqa: ANN401
         """Take quota for one call; cancelled, it takes none. Raises ``RateLimited`` when a limit has no room."""
-        taken = await self._threads.take(partial(self._sync.reserve, tokens, **call), self._sync.release)
+        threads = self._waiting if call.get("wait_s") else self._threads
+        reserve = partial(self._sync.reserve, tokens, **call)
+        taken = await threads.take(reserve, self._sync.release, back_on=self._threads)
         return AsyncReservation(taken, self._threads)
 
     def lease(self, **more: Any) -> AsyncLease:  # noqa: ANN401 - see SyncFace
@@ -178,6 +182,7 @@ class AsyncFace(AsyncNotices):
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Flush and let go of everything; closing twice is fine."""
+        self._waiting.close()
         self._threads.close()  # calls under way end by themselves, and none of them may hold up this one
         await asyncio.to_thread(self._sync.close, timeout_s)
 

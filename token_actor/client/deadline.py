@@ -30,6 +30,10 @@ class Deadline:
         begun = _call.__dict__.pop("begun", None)
         return cls((time.monotonic() if begun is None else begun) + check_timeout(timeout_s), timeout_s)
 
+    def __str__(self) -> str:
+        """Say how long a caller was ready to wait."""
+        return f"{round(self.timeout_s, 2):g} s"
+
     @property
     def left_s(self) -> float:
         """Return how many seconds are left; not above 0 when it has passed."""

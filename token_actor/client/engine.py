@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from token_actor.client import sender
 from token_actor.client.deadline import Deadline
-from token_actor.client.lines import RETRY_S, LinePool
+from token_actor.client.lines import RETRY_S, WAITING_LINES_MAX, LinePool
 from token_actor.core.commands import Command, reservation_id
-from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, LogUnavailable, ServerUnavailable
+from token_actor.errors import (
+    ActorUnavailable,
+    ClientBusy,
+    ClosedError,
+    InvalidQuestion,
+    LogUnavailable,
+    ServerUnavailable,
+)
 from token_actor.transport.ports import Append
 from token_actor.wire.codec import MESSAGE_BYTES_MAX
 from token_actor.wire.keys import Keys, partition_of
@@ -55,6 +62,13 @@ class Engine:
     def _begin(self) -> None:
         self._sender = sender.Sender(self._connector, self.settings)
         self._lines = LinePool(self._connector, client=uuid.uuid4().hex, lines_max=self.settings.lines_max)
+        self._waiting_lines = LinePool(  # apart: what frees quota must not wait behind those who wait for it
+            self._connector,
+            client=uuid.uuid4().hex,
+            lines_max=WAITING_LINES_MAX,
+            what="reservations that one client may wait for",
+            advice="wait for fewer at once, or in more processes",
+        )
         self._partitions: int | None = None
         self._watches: set[Watch] = set()
         self._retirement = weakref.finalize(self, _retire, self._sender, self._watches)
@@ -115,7 +129,7 @@ class Engine:
             question = Question(request_id=request_id, client=line, kind=kind, arguments=arguments, after=after)
             return Append(key=keys.ask, fields=[QUESTION_FIELD, _encoded(question)], length_max=ASKED_MAX)
 
-        return self._call(tenant, deadline, make)
+        return self._call(tenant, deadline, make, self._lines)
 
     def command(
         self,
@@ -125,12 +139,14 @@ class Engine:
         tenant: str | None,
         event: Mapping[str, Any] | None = None,
         take_back: bool = False,
+        waits: bool = False,
         timeout_s: float | None = None,
     ) -> Mapping[str, Any]:
         """Return the answer to a command, which comes after everything this client recorded before.
 
         ``tenant`` is as for ``ask``. Raises ``ActorUnavailable`` at the deadline: the command may still be
         carried out then. With ``take_back``, what it reserves is released after that, if the log can be reached.
+        One that ``waits`` for quota takes no line from the others. ``ClientBusy`` when too many are under way.
         """
         deadline = self._deadline(timeout_s)
         self._sender.flush(deadline)
@@ -140,7 +156,8 @@ class Engine:
             command = Command(operation=operation, request_id=request_id, client=line, arguments=arguments)
             return Append(key=keys.log, fields=[COMMAND_FIELD, encode_command(command, event)])
 
-        return self._call(tenant, deadline, make, _release if take_back else None)
+        lines = self._waiting_lines if waits else self._lines
+        return self._call(tenant, deadline, make, lines, _release if take_back else None)
 
     def look(self, find: Callable[[Connection, Keys], T], *, tenant: str | None, timeout_s: float | None = None) -> T:
         """Return what ``find`` reads from the server about a partition; it may be tried again.
@@ -170,10 +187,12 @@ class Engine:
         tenant: str | None,
         deadline: Deadline,
         make: Callable[[Keys, int, str, str], Append],
+        lines: LinePool,
         take_back: Callable[[Keys, str, str, str], Append] | None = None,
     ) -> Mapping[str, Any]:
         try:
-            with self._lines.line(deadline) as line:
+            with lines.line(deadline) as line:
+                asked_s = deadline.left_s
                 keys = self._keys_of(tenant, line.connection, deadline)
                 answer = line.ask(
                     lambda request_id: make(keys, keys.partition, line.name, request_id),
@@ -183,9 +202,11 @@ class Engine:
                 )
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
+        if answer is None and deadline.timeout_s - asked_s > max(deadline.timeout_s / 2, RETRY_S):
+            raise ClientBusy("too much is under way in this client to ask in time", timeout_s=deadline.timeout_s)
         if answer is None:
             raise ActorUnavailable(
-                f"no actor answered for partition {keys.partition} of {self._where} within {deadline.timeout_s:g} s; "
+                f"no actor answered for partition {keys.partition} of {self._where} within {deadline}; "
                 "check that 'token-actor serve' runs: 'token-actor doctor' tells more",
                 timeout_s=deadline.timeout_s,
             )
@@ -197,8 +218,7 @@ class Engine:
 
     def _unavailable(self, error: ServerUnavailable, deadline: Deadline) -> ActorUnavailable:
         return ActorUnavailable(
-            f"no answer within {deadline.timeout_s:g} s: {error}; "
-            "check that the server runs, and that this is its address",
+            f"no answer within {deadline}: {error}; check that the server runs, and that this is its address",
             timeout_s=deadline.timeout_s,
         )
 
@@ -207,7 +227,7 @@ class Engine:
         partitions = self._await_partitions(connection, deadline)
         if partitions is None:
             raise ActorUnavailable(
-                f"no actor has ever served {self._where}, nor has one begun to within {deadline.timeout_s:g} s; "
+                f"no actor has ever served {self._where}, nor has one begun to within {deadline}; "
                 "start 'token-actor serve'",
                 timeout_s=deadline.timeout_s,
             )
@@ -254,6 +274,7 @@ class Engine:
             self._sender.close(deadline)
         finally:
             self._lines.close()
+            self._waiting_lines.close()
             watches = list(self._watches)
             for watch in watches:
                 watch.leave()

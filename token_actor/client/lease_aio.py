@@ -24,17 +24,17 @@ class AsyncLease:
         self.lease = lease
         self._threads = threads
 
-    def try_reserve(self, tokens: int = 0, **more: Any) -> LeasedCall | None:  # noqa: ANN401
+    def try_reserve(self, tokens: int, **more: Any) -> LeasedCall | None:  # noqa: ANN401
         """Take quota for one call from what is held here, without waiting; ``None`` when that is not enough."""
         return self.lease.try_reserve(tokens, **more)
 
-    async def reserve(self, tokens: int = 0, *, timeout_s: float | None = None, **more: Any) -> LeasedCall:  # noqa: ANN401
+    async def reserve(self, tokens: int, *, timeout_s: float | None = None, **more: Any) -> LeasedCall:  # noqa: ANN401
         """Take quota for one call; waits for the actor only when what is held here is not enough."""
-        call = self.lease.try_reserve(tokens, **more)
+        call = self.lease.taken(tokens, **more)
         if call is not None:
             return call
         take = partial(self.lease.reserve, tokens, timeout_s=timeout_s, **more)
-        return await self._threads.take(take, lambda taken: taken.release())
+        return await self._threads.take(take, lambda taken: taken.release(), back_on=self._threads)
 
     async def close(self, timeout_s: float | None = None) -> None:
         """Take no more calls, and give back what is held, as far as no call is open."""

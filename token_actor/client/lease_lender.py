@@ -47,7 +47,8 @@ class Lender:
         try:
             reservation = self._face.reserve(timeout_s=left_s, ttl_s=held_s, **amount.as_call, **names)
         except RateLimited as refused:
-            self._left = share_left(refused.remaining, refused.used + refused.reserved + refused.remaining)
+            if refused.used is not None:  # a table that is full refuses where no limit covers the call, too
+                self._left = share_left(refused.remaining, refused.used + refused.reserved + refused.remaining)
             raise
         covering = {limit.name: limit for limit in self._face.outage.covering(names)}
         for limit in covering.values():

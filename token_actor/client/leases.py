@@ -10,8 +10,7 @@ when it grants it, so whatever dies, the fleet has never been granted more than 
 * What a call used is recorded, and counts like any usage. Its block goes back when all calls taken from it have
   ended and the log has what they used: in between both count, so never too little does.
 * Where calls were left without a word, as much as they were estimated at is reserved anew and charged before
-  their block goes back. If it finds no room, the block is charged as a whole.
-* While calls are open, their block is extended. Blocks of a client that died expire, as the limits say.
+  their block goes back; without room, the block is charged. While calls are open, their block is extended.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from token_actor.client.deadline import Deadline
 from token_actor.client.lease_blocks import NOTHING, Amount, Block, Demand, LeasedCall
@@ -31,7 +30,6 @@ from token_actor.core.usage import TOKENS_MAX, check_count, cost_to_nanousd
 from token_actor.errors import ActorUnavailable, ClosedError, RateLimited, TokenActorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from decimal import Decimal
     from types import TracebackType
 
@@ -46,7 +44,7 @@ LOOK_S: Final = 5.0  # how late it may be known that nobody holds a call any mor
 log = logging.getLogger("token_actor.client")
 
 
-class Lease:
+class Lease(AbstractContextManager["Lease"]):
     """Decide about calls of the same dimensions from quota that this process holds. Safe to share between threads.
 
     Leaving it as a context manager, or ``close``, gives back what it holds; open calls may still be settled.
@@ -56,6 +54,7 @@ class Lease:
     def __init__(self, face: SyncFace, keeper: Keeper, terms: Terms) -> None:
         """Begin without quota."""
         self._lender = Lender(face, terms)
+        self.record = self._lender.record  # what a call used
         self._keeper = keeper
         _, self._ttl_s, self._held_s, self._timeout_s = terms
         self._closed = False
@@ -69,10 +68,12 @@ class Lease:
         self._returned = 0  # blocks, so far
         self._blocks: list[Block] = []  # the oldest first: it is used up before the next
         self._ending: list[Block] = []
-        self._dropped: deque[LeasedCall] = deque()  # by the collector, which must not wait for a lock
+        self._dropped: deque[LeasedCall] = deque()
+        self.drop = self._dropped.append  # the collector's, which must not wait for a lock
         self._demand = Demand(self._ttl_s)
         self._taken_before = NOTHING  # of blocks that are over
         self._wanting = False
+        self._missed = NOTHING  # the most that was tried for in vain since a block was last asked for
         self._again_at = 0.0  # after a failure, nobody is asked for anything earlier than this
         self._renew_at = 0.0  # after a refusal, no block is asked for ahead of need earlier than this
 
@@ -81,11 +82,23 @@ class Lease:
 
     # --- deciding ----------------------------------------------------------------------------------
 
-    def try_reserve(self, tokens: int = 0, *, cost_usd: Decimal | float | str | None = None) -> LeasedCall | None:
+    def try_reserve(self, tokens: int, *, cost_usd: Decimal | float | str | None = None) -> LeasedCall | None:
         """Take quota for one call from what is held here, without waiting; ``None`` when that is not enough.
 
-        ``tokens`` is what it may use of any kind. Raises ``InvalidValue`` naming the argument, ``ClosedError``.
+        Then as much is asked for in the background. ``tokens`` is what it may use of any kind. Raises
+        ``InvalidValue`` naming the argument, ``ClosedError``.
         """
+        call = self.taken(tokens, cost_usd=cost_usd)
+        if call is None:
+            with self.lock:
+                self._missed = self._missed.at_least(Amount(tokens, 1, cost_to_nanousd(cost_usd) or 0))
+                if not self._wanting:
+                    self._wanting = True
+                    self._keeper.look_after(self)
+        return call
+
+    def taken(self, tokens: int, *, cost_usd: Decimal | float | str | None = None) -> LeasedCall | None:
+        """Do what ``try_reserve`` does, but ask for nothing."""
         if type(tokens) is not int or not 0 <= tokens <= TOKENS_MAX:
             check_count("tokens", tokens)
         nanousd = 0 if cost_usd is None else cost_to_nanousd(cost_usd) or 0
@@ -112,14 +125,14 @@ class Lease:
             self._keeper.wake()
 
     def reserve(
-        self, tokens: int = 0, *, cost_usd: Decimal | float | str | None = None, timeout_s: float | None = None
+        self, tokens: int, *, cost_usd: Decimal | float | str | None = None, timeout_s: float | None = None
     ) -> LeasedCall:
         """Take quota for one call; waits for the actor only when what is held here is not enough.
 
         Raises what ``try_reserve`` does, ``RateLimited`` when a limit has no room, ``ActorUnavailable`` at the
         deadline, and ``InvalidValue`` where a limit of concurrent calls covers them: a block is no call.
         """
-        call = self.try_reserve(tokens, cost_usd=cost_usd)
+        call = self.taken(tokens, cost_usd=cost_usd)
         if call is not None:
             return call
         deadline = self._deadline(timeout_s)
@@ -127,7 +140,7 @@ class Lease:
             message = f"no block of quota within {deadline.timeout_s:g} s: others wait for one"
             raise ActorUnavailable(message, timeout_s=deadline.timeout_s)
         try:
-            call = self.try_reserve(tokens, cost_usd=cost_usd)  # whoever was before may have brought enough
+            call = self.taken(tokens, cost_usd=cost_usd)  # whoever was before may have brought enough
             return call or self._reserve_anew(Amount(tokens, 1, cost_to_nanousd(cost_usd) or 0), deadline)
         finally:
             self._fetching.release()
@@ -136,7 +149,9 @@ class Lease:
         returned = self._returned
         try:
             block = self._fetch(asked, deadline)
-        except RateLimited:
+        except RateLimited as refused:
+            if refused.retry_after_s is None:  # nothing that is given back could help
+                raise
             self._give_back_all(deadline)
             if self._returned == returned:
                 raise
@@ -246,22 +261,23 @@ class Lease:
             self._put_off("A block of quota could not be extended; it is tried again", problem)
 
     def _renew(self) -> None:
-        """Ask for the next block ahead of need."""
+        """Ask for the next block ahead of need, or for what was tried for in vain."""
         with self.lock:
             now = monotonic()
             newest = self._blocks[-1] if self._blocks else None
             self._wanting = (
                 not self._closed
-                and self._taken().calls > self._demand.seen.calls + 1  # a single call is no demand
-                and (newest is None or newest.is_low(now))
+                and (self._taken().calls > self._demand.seen.calls + 1 or self._missed != NOTHING)  # one call is none
+                and (newest is None or newest.is_low(now) or self._missed != NOTHING)
             )
             if not self._wanting or now < max(self._again_at, self._renew_at):
                 return
             if not self._fetching.acquire(blocking=False):
                 self._wanting = False  # somebody asks for one already
                 return
+            missed, self._missed = self._missed, NOTHING
         try:
-            block = self._fetch(NOTHING, self._deadline(None))
+            block = self._fetch(missed, self._deadline(None))
         except RateLimited as refused:
             self._renew_at = monotonic() + min(self._ttl_s, refused.retry_after_s or self._ttl_s)
         except ClosedError:
@@ -296,14 +312,6 @@ class Lease:
 
     # --- the end of calls, and of the lease ------------------------------------------------------------
 
-    def record(self, names_and_counts: Mapping[str, Any]) -> None:
-        """Record what a call used. Raises what ``SyncFace.record`` does."""
-        self._lender.record(names_and_counts)
-
-    def drop(self, call: LeasedCall) -> None:
-        """Know that nobody holds a call any more; waits for no lock."""
-        self._dropped.append(call)
-
     def ended(self, block: Block, *, left: Amount = NOTHING, back: Amount = NOTHING) -> None:
         """Know that a call has ended: ``left`` without a word, or not made at all, so that it is ``back``."""
         with self.lock:
@@ -334,10 +342,6 @@ class Lease:
         with suppress(ClosedError):  # the client's: what it held went back before, or expires
             self._give_back_all(deadline)
         self._keeper.wake()
-
-    def __enter__(self) -> Self:
-        """Return the lease itself."""
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,7 +15,7 @@ from token_actor.core.limits import CONCURRENCY, estimate_of
 from token_actor.core.reservations import OPEN_MAX, TABLE_FULL, TTL_MS, TTL_MS_MAX
 from token_actor.core.usage import DIMENSIONS, seconds_to_ms
 from token_actor.core.waiting import WAIT_MS_MAX
-from token_actor.errors import InvalidValue, RateLimited
+from token_actor.errors import ActorUnavailable, InvalidValue, RateLimited
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +115,13 @@ class Limits(Questions):
             timeout_s = self._engine.settings.timeout_s
         by_s = timeout_s + wait_ms / 1000
         ask = partial(
-            self._engine.command, "reserve", arguments, tenant=names["tenant"], take_back=True, timeout_s=by_s
+            self._engine.command,
+            "reserve",
+            arguments,
+            tenant=names["tenant"],
+            take_back=True,
+            waits=wait_ms > 0,
+            timeout_s=by_s,
         )
         answer = self.outage.decide(ask, arguments)
         if not answer["granted"]:
@@ -183,7 +189,11 @@ class Limits(Questions):
             return self.outage.tell(operation, name, arguments)
         tenant = tenant_of(self._names(reservation), tenant)
         arguments = {**arguments, "reservation": name}
-        return dict(self._engine.command(operation, arguments, tenant=tenant, event=event, timeout_s=timeout_s))
+        try:
+            return dict(self._engine.command(operation, arguments, tenant=tenant, event=event, timeout_s=timeout_s))
+        except ActorUnavailable as error:
+            error.args = (f"{error}; whether it was carried out is not known: {operation} again, which counts once",)
+            raise
 
     def _call(self, tokens: int | None, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the dimensions of a call, and what it may use. Raises ``InvalidValue`` naming the argument."""
@@ -286,7 +296,7 @@ def _why(answer: Mapping[str, Any]) -> str:
     if name == TABLE_FULL:
         return f"{OPEN_MAX:,} reservations are open, and no more can be; {when}"
     if is_killed(name, answer["amount"]):
-        return f"killed by limit {name!r}; it is refused until that is revived"
+        return f"killed ({name!r}): refused until 'token-actor revive', or client.revive, of the same names"
     scope = ", ".join(f"{dimension} {value or '-'}" for dimension, value in answer["scope"].items())
     cost, left, amount = (amount_text(answer[part], answer["unit"]) for part in ("cost", "remaining", "amount"))
     asked = f"{cost}{unit_text(answer['unit'])} asked, " if answer["unit"] != CONCURRENCY else ""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.errors import ActorUnavailable, ClosedError, ServerUnavailable
+from token_actor.errors import ClientBusy, ClosedError, ServerUnavailable
 from token_actor.transport.ports import FIRST, Append
 from token_actor.wire.messages import Answer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection, Connector, Entry
 
 ASK_AGAIN_MS: Final = 2_000  # a question that an actor took with it is asked again; it answers twice at the worst
+WAITING_LINES_MAX: Final = 256  # reserves of one client that wait for quota at once, each in a thread of its own
 RETRY_S: Final = 0.05  # after a lost connection
 
 
@@ -130,10 +131,19 @@ class _Turn:
 class LinePool:
     """Keep the lines of one client; at most ``lines_max``, made when they are needed, lent first come first served."""
 
-    def __init__(self, connector: Connector, *, client: str, lines_max: int) -> None:
-        """Start with none."""
+    def __init__(
+        self,
+        connector: Connector,
+        *,
+        client: str,
+        lines_max: int,
+        what: str = "lines to the actor",
+        advice: str = "raise lines_max or ask less often",
+    ) -> None:
+        """Start with none; ``what`` and ``advice`` are for who finds them all busy."""
         self._connector = connector
         self._client = client
+        self._what, self._advice = what, advice
         self._lines_max = lines_max
         self._lock = threading.Lock()
         self._made = 0
@@ -143,7 +153,7 @@ class LinePool:
 
     @contextmanager
     def line(self, deadline: Deadline) -> Iterator[Line]:
-        """Lend a line; waits for one until ``deadline``. Raises ``ActorUnavailable`` at it, ``ClosedError``."""
+        """Lend a line; waits for one until ``deadline``. Raises ``ClientBusy`` at it, ``ClosedError``."""
         lent = self._borrow()
         line = self._wait_for(lent, deadline) if isinstance(lent, _Turn) else lent
         try:
@@ -173,8 +183,8 @@ class LinePool:
             if self._closed:
                 raise ClosedError("the client is closed")
             self._queue.remove(turn)
-            message = f"all {self._lines_max} lines to the actor are busy; raise lines_max or ask less often"
-            raise ActorUnavailable(message, timeout_s=deadline.timeout_s)
+            message = f"all {self._lines_max} {self._what} are busy; {self._advice}"
+            raise ClientBusy(message, timeout_s=deadline.timeout_s)
 
     def _give_back(self, line: Line) -> None:
         with self._lock:

@@ -43,7 +43,7 @@ from token_actor.core.limits import (
 from token_actor.core.reservation_states import NONE
 from token_actor.core.reservations import TTL_MS, Reservations
 from token_actor.core.usage import SEPARATOR
-from token_actor.errors import ActorUnavailable, TokenActorError
+from token_actor.errors import ActorUnavailable, ClientBusy, TokenActorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +157,8 @@ class Outage:
             return answer
         try:
             decision = ask()
+        except ClientBusy:  # that is no outage
+            raise
         except ActorUnavailable as error:
             self._note_silence(tenant, error.timeout_s)
             answer = self._decide_here(tenant, arguments)

@@ -43,13 +43,13 @@ class Threads:
         """Return what ``call`` returns, without blocking the event loop. Raises ``ClosedError``."""
         return await asyncio.wrap_future(self._started(partial(call, *args, **kwargs)))
 
-    async def take(self, call: Callable[[], T], give_back: Callable[[T], object]) -> T:
-        """Return what ``call`` returns, as ``run`` does; if nobody waits for it any more, give it back."""
+    async def take(self, call: Callable[[], T], give_back: Callable[[T], object], *, back_on: Threads) -> T:
+        """Return what ``call`` returns, as ``run`` does; when nobody waits any more, give it back on other threads."""
         future = self._started(call)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            future.add_done_callback(partial(self._hand_back, give_back))
+            future.add_done_callback(partial(back_on._hand_back, give_back))
             raise
 
     def _hand_back(self, give_back: Callable[[T], object], taken: Future[T]) -> None:

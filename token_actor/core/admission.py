@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from token_actor.core.estimates import GIVEN
 from token_actor.core.reservations import OPEN_MAX
 from token_actor.core.standings import shown
 from token_actor.core.waiting import WAIT_MS_MAX, WAITING_MAX, Waiter, WaitingRoom, Wish, key_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from token_actor.core.standings import Standing
     from token_actor.core.waiting import Key, Order
 
+EXPIRY_LATE_MS: Final = 250  # where nobody waits for it: so a silent log grows by four entries a second at most
 _NO_TIME: Final = 2**62  # when there will be room for what a limit never has room for, as it is now
 _NOWHERE: Final[frozenset[Key]] = frozenset({(0, "")})  # of no limit: who waits for one to be raised is in nobody's way
 Told = tuple[str, str, dict[str, Any]]  # client, request id, answer
@@ -77,8 +79,14 @@ class Admission:
 
     @property
     def waking_ms(self) -> int | None:
-        """Return the log time at which somebody who waits has to be looked at; ``None`` when nobody waits."""
-        return self._next_ms() if self.room else None
+        """Return the log time that the log must come to: for somebody who waits, or for expiries; ``None`` for neither.
+
+        Expiries that nobody waits for are gathered: they may be late by ``EXPIRY_LATE_MS``.
+        """
+        if self.room:
+            return self._next_ms()
+        due_ms = self._reservations.due_ms()
+        return None if due_ms is None else due_ms + EXPIRY_LATE_MS
 
     def set_back(self, now_ms: int) -> None:
         """Go on from an earlier time: log time moves back to it. Nobody waits longer than one may at all."""
@@ -101,7 +109,7 @@ class Admission:
 
         It may wait until its ``deadline_ms``; that is not later than now when it does not want to.
         """
-        standings = self._reservations.standings(wish.names, wish.estimate, now_ms)
+        standings = self._standings(wish, now_ms)
         wants_to_wait = wish.deadline_ms > now_ms
         if not self.room and not wants_to_wait:  # the everyday case
             return self._grant(wish, standings, now_ms)
@@ -150,7 +158,9 @@ class Admission:
         self, wish: Wish, standings: Sequence[Standing], blocked: frozenset[Key], now_ms: int
     ) -> dict[str, Any]:
         """Return what somebody is told who is refused, also if only because others come first."""
-        answer = self._reservations.refuse(standings, now_ms)
+        for standing in standings:
+            standing.meter.refused += not standing.fits
+        answer = self._reservations.decide(standings, now_ms)
         if answer["granted"]:
             binding = next((standing for standing in standings if key_of(standing) in blocked), standings[0])
             binding.meter.refused += 1
@@ -195,7 +205,8 @@ class Admission:
                 self._dismiss(self.room.waiters[waiter.wish.reservation], now_ms)
 
     def _standings(self, wish: Wish, now_ms: int) -> list[Standing]:
-        return self._reservations.standings(wish.names, wish.estimate, now_ms)
+        given = wish.source == GIVEN
+        return self._reservations.standings(wish.names, wish.estimate, now_ms, given=given)
 
     def _try(self, waiter: Waiter, now_ms: int) -> bool:
         """Grant what somebody waits for, if there is room; tell whether there was."""

@@ -15,7 +15,7 @@ from token_actor.core.columns import Rejection, columns_of
 from token_actor.core.limits import estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import NONE, RELEASED
-from token_actor.core.reservations import TTL_MS, TTL_MS_MAX
+from token_actor.core.reservations import DUPLICATE, TTL_MS, TTL_MS_MAX
 from token_actor.core.series import check_selector
 from token_actor.core.sessions import reset_session
 from token_actor.core.usage import check_name
@@ -125,7 +125,7 @@ def _count(ledger: Ledger, event: Event) -> tuple[dict[str, Any], list[Rejection
     if rejections:
         return {"counted": False, "reason": rejections[0].reason}, rejections
     counted = ledger.recent.next_place > place
-    return {"counted": counted, "reason": None if counted else "duplicate"}, []
+    return {"counted": counted, "reason": None if counted else DUPLICATE}, []
 
 
 def _reset(ledger: Ledger, command: Command) -> Carried:

@@ -2,7 +2,8 @@
 
 A series finds the counter it charges once per limit; after that a whole read is counted by index.
 
-Bounds: at most ``LIMITS_MAX`` limits, and ``SCOPES_MAX`` values of ``by`` in each. Where the log enters
+Bounds: at most ``LIMITS_MAX`` limits, and ``SCOPES_MAX`` values of ``by`` in each; besides ``KILLS_MAX``
+kill switches, which count nothing. Where the log enters
 a new hour, counters with nothing in them make room for others; values beyond the bound share one
 counter, ``__other__``, which refuses too early rather than too late.
 """
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from token_actor.core.columns import Int64s, grown
+from token_actor.core.killing import is_killed
 from token_actor.core.limit_calendars import CalendarCounters
 from token_actor.core.limit_counters import counters_of
 from token_actor.core.limits import MONEY, limit_of
 from token_actor.core.pauses import Pause
 from token_actor.core.series import OTHER
 from token_actor.core.thresholds import Told, Watch
-from token_actor.core.usage import SEPARATOR
+from token_actor.core.usage import DIMENSIONS, SEPARATOR
 from token_actor.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from token_actor.core.series import SeriesTable
 
 LIMITS_MAX: Final = 100  # each costs about 20 µs per read of the log
+KILLS_MAX: Final = 1_000  # 32 KB each; they are found by what they select, however many there are
 SCOPES_MAX: Final = 100_000  # per limit, 0.5 KB each: 50 MB for a limit that fills it
 HOUR_MS: Final = 3_600_000
 _UNKNOWN: Final = -1
@@ -164,6 +167,8 @@ class LimitTable:
         """Start with none."""
         self.meters: dict[str, Meter] = {}
         self._by_number: dict[int, Meter] = {}
+        self._counting: dict[str, Meter] = {}  # all but kill switches
+        self._kills: dict[tuple[int, ...], dict[tuple[str, ...], Meter]] = {}  # by dimensions selected, and their names
         self._next_number = 1
         self._hour = 0
         self.version = 0
@@ -188,18 +193,23 @@ class LimitTable:
         if known is not None and known.limit.shape == limit.shape:
             known.counters.change(limit, now_ms)
             known.limit = limit
+            self._sort_out()
             if known.told is not None:
                 known.told.change(limit)
                 self.watch.touch(known, known.scopes.values())
             self.version += 1
             return True
-        if known is None and len(self.meters) >= LIMITS_MAX:
-            raise InvalidValue("limit", f"is one too many: there are {LIMITS_MAX}; delete one first")
+        most, there = LIMITS_MAX, len(self._counting)
+        if is_killed(limit.name, limit.amount):
+            most, there = KILLS_MAX, len(self.meters) - len(self._counting)
+        if known is None and there >= most:
+            raise InvalidValue("limit", f"is one too many: there are {most}; delete one first")
         meter = Meter(self._next_number, limit)
         if known is not None:
             del self._by_number[known.number]
             meter.pause = known.pause  # whatever it counts, its provider still wants to hear nothing
         self._take(meter)
+        self._sort_out()
         self._next_number += 1
         self.version += 1
         return False
@@ -208,11 +218,22 @@ class LimitTable:
         self.meters[meter.limit.name] = meter
         self._by_number[meter.number] = meter
 
+    def _sort_out(self) -> None:
+        """Tell kill switches and other limits apart anew, in the order in which they were first put."""
+        self._counting, self._kills = {}, {}
+        for name, meter in self.meters.items():
+            if is_killed(name, meter.limit.amount):
+                places, names = _selected(meter.limit)
+                self._kills.setdefault(places, {})[names] = meter
+            else:
+                self._counting[name] = meter
+
     def delete(self, name: str) -> bool:
         """Let go of a limit; tell whether there was one."""
         meter = self.meters.pop(name, None)
         if meter is not None:
             del self._by_number[meter.number]
+            self._sort_out()
             self.version += 1
         return meter is not None
 
@@ -222,8 +243,16 @@ class LimitTable:
 
     def covering(self, names: Sequence[str]) -> list[tuple[Meter, str]]:
         """Return the limits that cover a tuple of seven names, with the value of ``by`` it counts under."""
-        found = [(meter, meter.limit.scope_of(names)) for meter in self.meters.values()]
-        return [(meter, scope) for meter, scope in found if scope is not None]
+        found = [(meter, meter.limit.scope_of(names)) for meter in self._counting.values()]
+        covering = [(meter, scope) for meter, scope in found if scope is not None]
+        if len(self.meters) > len(self._counting):
+            covering += [(meter, "") for meter in self._killing(names)]
+        return covering
+
+    def _killing(self, names: Sequence[str]) -> list[Meter]:
+        """Return the kill switches that cover seven names, the oldest first."""
+        found = [of.get(tuple(names[place] for place in places)) for places, of in self._kills.items()]
+        return sorted((meter for meter in found if meter is not None), key=lambda meter: meter.number)
 
     def count(
         self, series: SeriesTable, columns: Columns, rows: Int64s, log_ms: Int64s, picked: Int64s | slice
@@ -231,7 +260,7 @@ class LimitTable:
         """Count the events ``picked`` of a read; ``rows`` and ``log_ms`` are those of all its events."""
         values = (columns.counts[:, picked], columns.cost[picked])
         rows, log_ms = rows[picked], log_ms[picked]
-        for meter in self.meters.values():
+        for meter in self._counting.values():
             meter.count(series, rows, values, log_ms, self.watch)
         self.watch.tell(columns.entry[picked])
 
@@ -275,4 +304,11 @@ class LimitTable:
         """Take over what ``dump`` returned."""
         for state in dumped["meters"]:
             self._take(Meter.restored(state))
+        self._sort_out()
         self._next_number, self._hour, self.version = dumped["next_number"], dumped["hour"], dumped["version"]
+
+
+def _selected(limit: Limit) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the places of the dimensions that a limit selects among the seven, and the names it selects."""
+    selected = sorted((DIMENSIONS.index(dimension), name) for dimension, name in limit.selector.items())
+    return tuple(place for place, _ in selected), tuple(name for _, name in selected)

@@ -37,7 +37,8 @@ TOKEN_UNITS: Final = ("tokens", "input_tokens", "output_tokens")
 MONEY: Final = "cost_nanousd"
 UNITS: Final = (*TOKEN_UNITS, "requests", MONEY, CONCURRENCY)
 CALENDAR: Final = "calendar"
-KINDS: Final = ("window", "bucket", CALENDAR, CONCURRENCY)
+BUCKET: Final = "bucket"
+KINDS: Final = ("window", BUCKET, CALENDAR, CONCURRENCY)
 MODES: Final = ("enforce", "shadow")
 ON_EXPIRE: Final = ("charge", "refund")
 ON_OUTAGE: Final = ("closed", "open", "safe")
@@ -175,7 +176,7 @@ class Limit:
     @property
     def shape(self) -> tuple[object, ...]:
         """Return what the counters depend on: two limits of one shape can share them."""
-        time = (self.period, self.tz, self.week_start) if self.kind == CALENDAR else (self.window_ms,)
+        time = {CALENDAR: (self.period, self.tz, self.week_start), CONCURRENCY: ()}.get(self.kind, (self.window_ms,))
         return (self.unit, self.kind, time, self.by, tuple(sorted(self.selector.items())), self.per_mille)
 
     @property
@@ -199,7 +200,7 @@ class Limit:
             return -(-(weighed + estimate.tokens * max(self.per_mille)) // PER_MILLE)
         if self.unit == MONEY:
             return estimate.cost_nanousd
-        return estimate.requests if self.unit == "requests" else 1
+        return estimate.requests if self.unit == "requests" else min(1, estimate.requests)
 
     def charge_of(self, event: Event) -> int:
         """Return what one event used in the unit of this limit; it holds no reservation open."""

@@ -34,21 +34,20 @@ class Pause(NamedTuple):
         return Pause(self.since_ms - late_ms, self.until_ms - late_ms)
 
 
-def pause(meter: Meter, now_ms: int, for_ms: int) -> bool:
-    """Let a limit grant nothing for so long from now; tell whether it does not do so for longer already."""
-    longer = now_ms + for_ms > meter.pause.until_ms
-    if longer:
+def pause(meter: Meter, now_ms: int, for_ms: int) -> None:
+    """Let a limit grant nothing for so long from now, unless it does so for longer already."""
+    if now_ms + for_ms > meter.pause.until_ms:
         meter.pause = Pause(now_ms, now_ms + for_ms)
-    return longer
 
 
 def pause_limits(limits: LimitTable, names: list[str], now_ms: int, for_ms: int) -> dict[str, Any]:
-    """Pause the limits with these names, as far as there are any; return how long each is paused now, as a map."""
+    """Pause the limits with these names, as far as there are any; return how long each is paused now, as a map.
+
+    That is no change of the table: who waits is looked at when its time comes, and clients need no new copy.
+    """
     meters = [limits.meters[name] for name in names if name in limits.meters]
-    changed = [pause(meter, now_ms, for_ms) for meter in meters]
-    limits.version += any(
-        changed
-    )  # else a fleet whose every client is told to wait has all who wait looked at each time
+    for meter in meters:
+        pause(meter, now_ms, for_ms)
     return {"paused": {meter.limit.name: meter.pause.left_ms(now_ms) for meter in meters}}
 
 

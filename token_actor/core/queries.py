@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from token_actor.core.estimates import GIVEN
 from token_actor.core.frames import RESOLUTIONS_MS, SUMS
 from token_actor.core.ledger import COUNTERS, FUTURE_MS_MAX
 from token_actor.core.limits import MEASURES, estimate_of
@@ -268,7 +269,7 @@ def _explain(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[
     asked = estimate_of({**given, **check_selector(arguments.get("selector", {}))})
     reservations, names = ledger.reservations, ledger.series.counted_as(asked.series)
     estimated = ledger.requests.completed(names, asked, given, for_money=ledger.limits.counts_money)
-    standings = reservations.standings(names, estimated.estimate, now_ms)
+    standings = reservations.standings(names, estimated.estimate, now_ms, given=estimated.source == GIVEN)
     return {
         **reservations.decide(standings, now_ms),
         "estimate": estimated.as_map(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 NONE, OPEN, SETTLED, RELEASED, EXPIRED = "unknown", "open", "settled", "released", "expired"
 STATES: Final = (NONE, OPEN, SETTLED, RELEASED, EXPIRED)
@@ -56,3 +56,8 @@ class Closed(NamedTuple):
     state: str
     charged: tuple[Hold, ...] = ()
     answer: dict[str, Any] | None = None
+
+
+def holds_of(dumped: Sequence[Sequence[Any]]) -> tuple[Hold, ...]:
+    """Return the holds that a snapshot has as plain values."""
+    return tuple(Hold(*hold) for hold in dumped)

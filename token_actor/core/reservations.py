@@ -17,10 +17,23 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.core.reservation_states import EXPIRED, NONE, OPEN, RELEASED, SETTLED, TRANSITIONS, Closed, Hold, Open
-from token_actor.core.standings import Standing, shown, standing_of
+from token_actor.core.limits import CONCURRENCY
+from token_actor.core.reservation_states import (
+    EXPIRED,
+    NONE,
+    OPEN,
+    RELEASED,
+    SETTLED,
+    TRANSITIONS,
+    Closed,
+    Hold,
+    Open,
+    holds_of,
+)
+from token_actor.core.standings import Standing, cost_to, hold_of, shown, standing_of, tightest_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +44,8 @@ if TYPE_CHECKING:
 
 OPEN_MAX: Final = 100_000  # about 1 KB each; ten thousand calls a second of ten seconds each
 CLOSED_MAX: Final = 100_000  # as many as there are answers to requests
+REFUNDS_MAX: Final = 256  # looked at to say when there will be room; later ones are taken to give nothing back
+DUPLICATE: Final = "duplicate"  # why an event was not counted that counted before
 TTL_MS: Final = 60_000  # for callers that do not say: longer than nearly every call to a model
 TTL_MS_MAX: Final = 86_400_000
 TABLE_FULL: Final = "__reservations__"  # named as the limit that refuses when too many are open
@@ -96,10 +111,12 @@ class Reservations:
 
     # --- decisions -------------------------------------------------------------------------------
 
-    def standings(self, names: Sequence[str], estimate: Estimate, now_ms: int) -> list[Standing]:
+    def standings(self, names: Sequence[str], estimate: Estimate, now_ms: int, *, given: bool = True) -> list[Standing]:
         """Return how every limit that covers seven names stands towards an estimate; changes nothing."""
-        covering = self.limits.covering(names)
-        return [standing_of(meter, scope, meter.limit.cost_of(estimate), now_ms) for meter, scope in covering]
+        return [
+            standing_of(meter, scope, cost_to(meter.limit, estimate, given=given), now_ms)
+            for meter, scope in self.limits.covering(names)
+        ]
 
     def retry_after_ms(self, standing: Standing, now_ms: int) -> int | None:
         """Return when the cost will fit if nothing else happens; ``None`` when it never can."""
@@ -111,7 +128,10 @@ class Reservations:
         if standing.cost <= standing.left:  # only the pause refuses
             return standing.paused_ms
         assert counter is not None, "what was never used has room"
-        wait_ms = meter.counters.retry_after_ms(counter, standing.cost, now_ms, self._refunds(meter, standing.scope))
+        refunds = self._refunds(meter, standing.scope)
+        if meter.limit.kind != CONCURRENCY:  # there nothing else gives back
+            refunds = islice(refunds, REFUNDS_MAX)
+        wait_ms = meter.counters.retry_after_ms(counter, standing.cost, now_ms, refunds)
         return max(wait_ms, standing.paused_ms)
 
     def _refunds(self, meter: Meter, scope: str) -> Iterator[Refund]:
@@ -126,18 +146,18 @@ class Reservations:
         """Return what a decision over all these limits comes to, as a map; changes nothing.
 
         ``limit`` is the binding one: of those that refuse, the one to wait for longest; else the one
-        with the smallest share left. ``shadow`` are those that would have refused.
+        with the smallest share left afterwards. ``shadow`` are those that would have refused.
         """
         unfit = [standing for standing in standings if not standing.fits]
         if any(standing.enforced for standing in unfit):
             return self._refusal(unfit, now_ms)
-        return self._grant(standings, unfit)
+        return self._grant(tightest_after(standings), unfit)
 
-    def _grant(self, standings: Sequence[Standing], unfit: Sequence[Standing]) -> dict[str, Any]:
+    def _grant(self, tightest: Standing | None, unfit: Sequence[Standing]) -> dict[str, Any]:
         """Return the decision that nothing refuses, shown by the limit with the smallest share left."""
         return {
             "granted": True,
-            **shown(min(standings, key=Standing.tightness, default=None)),
+            **shown(tightest),
             "retry_after_ms": 0,
             "never": False,
             "shadow": [each.meter.limit.name for each in unfit],
@@ -158,12 +178,6 @@ class Reservations:
             "limits_version": self.limits.version,
         }
 
-    def refuse(self, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
-        """Return the decision, as a map, and count it at the limits that lack room."""
-        for standing in standings:
-            standing.meter.refused += not standing.fits
-        return self.decide(standings, now_ms)
-
     def reserve(
         self, reservation: str, standings: Sequence[Standing], now_ms: int, ttl_ms: int = TTL_MS
     ) -> dict[str, Any]:
@@ -180,10 +194,11 @@ class Reservations:
             due_ms = self.due_ms()
             assert due_ms is not None, "what is open expires"
             full = {"granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
-            return {**self._grant(standings, unfit), **full, "reservation": None, "expires_ms": None}
-        holds = tuple(_hold(standing, now_ms) for standing in standings if standing.cost)
+            return {**self._grant(tightest_after(standings), unfit), **full, "reservation": None, "expires_ms": None}
+        holds = tuple(hold_of(standing, now_ms) for standing in standings if standing.cost)
         self._open(reservation, Open(holds, now_ms + ttl_ms))
-        answer = self._grant([standing.held() for standing in standings], unfit)
+        held = [standing.held() for standing in standings]
+        answer = self._grant(min(held, key=Standing.tightness, default=None), unfit)
         answer["reservation"], answer["expires_ms"] = reservation, now_ms + ttl_ms
         return answer
 
@@ -230,10 +245,10 @@ class Reservations:
         """Make right what a reservation held, and return the answer to remember.
 
         ``event`` is what was used just now, by ``names``; ``None`` when nothing was counted. ``counted`` is
-        what the answer says of it: without a reason, nothing was told, and the reservation counts as used.
+        what the answer says of it: unless it was counted, now or before, the reservation counts as used.
         """
         state = self.state_of(reservation)
-        told = event is not None or counted["reason"] is not None
+        told = event is not None or counted["reason"] == DUPLICATE
         holds: tuple[Hold, ...] = ()
         if state == OPEN:
             holds = self._close(reservation).holds
@@ -328,18 +343,7 @@ class Reservations:
     def restore(self, dumped: Mapping[str, Any]) -> None:
         """Take over what ``dump`` returned; the limits must be restored before."""
         for name, expires_ms, holds in dumped["open"]:
-            self._open(name, Open(_holds(holds), expires_ms))
+            self._open(name, Open(holds_of(holds), expires_ms))
         for name, state, charged, answer in dumped["closed"]:
-            self.closed[name] = Closed(state, _holds(charged), answer)
+            self.closed[name] = Closed(state, holds_of(charged), answer)
         self.expired, self.unknown_settled = dumped["expired"], dumped["unknown_settled"]
-
-
-def _hold(standing: Standing, now_ms: int) -> Hold:
-    """Take what a limit stands to hold."""
-    meter, cost = standing.meter, standing.cost
-    name = meter.name_of(standing.scope)
-    return Hold(meter.number, name, meter.counters.hold(meter.index(name), cost, now_ms), cost)
-
-
-def _holds(dumped: Sequence[Sequence[Any]]) -> tuple[Hold, ...]:
-    return tuple(Hold(*hold) for hold in dumped)

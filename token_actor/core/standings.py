@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from token_actor.core.reservation_states import Hold
 from token_actor.core.usage import SEPARATOR
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from token_actor.core.limit_table import Meter
+    from token_actor.core.limits import Estimate, Limit
 
 
 class Standing(NamedTuple):
@@ -66,6 +70,21 @@ class Standing(NamedTuple):
         return self.remaining * 1_000_000 // max(1, limit.capacity), limit.name
 
 
+def cost_to(limit: Limit, estimate: Estimate, *, given: bool) -> int:
+    """Return what an estimate costs under a limit.
+
+    One that was not ``given`` costs no more than the limit can ever grant: else a guess that is too large would
+    refuse for good, and nothing smaller could be learned.
+    """
+    cost = limit.cost_of(estimate)
+    return cost if given else min(cost, max(1, limit.capacity))
+
+
+def tightest_after(standings: Sequence[Standing]) -> Standing | None:
+    """Return the limit with the smallest share left once the cost is reserved; ``None`` of none."""
+    return min(standings, key=lambda standing: standing.held().tightness(), default=None)
+
+
 def standing_of(meter: Meter, scope: str, cost: int, now_ms: int) -> Standing:
     """Return how a limit stands towards a cost under one value of ``by``; changes nothing."""
     counter = meter.find(scope)
@@ -80,3 +99,10 @@ def shown(standing: Standing | None) -> dict[str, Any]:
         return dict.fromkeys(("limit", "unit", "cost", "scope", "amount", "used", "reserved", "remaining"))
     limit = standing.meter.limit
     return {"limit": limit.name, "unit": limit.unit, "cost": standing.cost, **standing.figures()}
+
+
+def hold_of(standing: Standing, now_ms: int) -> Hold:
+    """Take what a limit stands to hold."""
+    meter, cost = standing.meter, standing.cost
+    name = meter.name_of(standing.scope)
+    return Hold(meter.number, name, meter.counters.hold(meter.index(name), cost, now_ms), cost)

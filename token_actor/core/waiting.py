@@ -57,13 +57,17 @@ class Wish(NamedTuple):
 
 
 class Waiter(NamedTuple):
-    """Hold a wish, its turn, the limits it needs, those where it lacks room, and when there may be some."""
+    """Hold a wish, its turn, the limits it needs, those where it lacks room, and when there may be some.
+
+    ``values`` of ``fair_by`` are what its turn counts for.
+    """
 
     wish: Wish
     order: Order
     keys: tuple[Key, ...]
     blocked: frozenset[Key]
     due_ms: int
+    values: tuple[tuple[Key, str], ...] = ()
 
 
 class WaitingRoom:
@@ -116,15 +120,24 @@ class WaitingRoom:
     def add(self, waiter: Waiter, values: Iterable[tuple[Key, str]] = ()) -> None:
         """Let somebody wait; ``values`` are what its turn counts for."""
         self._arrived += 1
-        for place in values:
+        waiter = waiter._replace(values=tuple(values))
+        for place in waiter.values:
             self._turns[place] = waiter.order[0]
         self._take(waiter)
+        self._clear_turns()
+
+    def _clear_turns(self) -> None:
+        """Forget turns that are over, and those of people who went without theirs, where there are many."""
+        if len(self._turns) > 2 * len(self.waiters) + _STALE_MAX:
+            waiting = {place for waiter in self.waiters.values() for place in waiter.values}
+            self._turns = {place: turn for place, turn in self._turns.items() if turn > self._turn and place in waiting}
 
     def pass_by(self, order: Order, values: Iterable[tuple[Key, str]]) -> None:
         """Note that somebody went before others who wait: that was its turn."""
         self._turn = max(self._turn, order[0])
         for place in values:
             self._turns[place] = order[0]
+        self._clear_turns()
 
     def _take(self, waiter: Waiter) -> None:
         self.waiters[waiter.wish.reservation] = waiter
@@ -225,8 +238,9 @@ class WaitingRoom:
                     _listed(keys),
                     _listed(blocked),
                     due,
+                    [[*key, value] for key, value in values],
                 ]
-                for wish, order, keys, blocked, due in self.waiters.values()
+                for wish, order, keys, blocked, due, values in self.waiters.values()
             ],
             "arrived": self._arrived,
             "turn": self._turn,
@@ -240,8 +254,9 @@ class WaitingRoom:
             series, tokens, kinds, cost_nanousd, requests = estimate
             wanted = Estimate(series, tokens, tuple(kinds), cost_nanousd, requests)
             wish = Wish(reservation, client, request_id, tuple(names), wanted, ttl_ms, asked_ms, deadline_ms, source)
-            turn, number, keys, blocked, due_ms = rest
-            self._take(Waiter(wish, (turn, number), _keys(keys), frozenset(_keys(blocked)), due_ms))
+            turn, number, keys, blocked, due_ms, places = rest
+            values = tuple(((meter, scope), value) for meter, scope, value in places)
+            self._take(Waiter(wish, (turn, number), _keys(keys), frozenset(_keys(blocked)), due_ms, values))
         self._arrived, self._turn = dumped["arrived"], dumped["turn"]
         self._turns = {((number, scope), value): turn for number, scope, value, turn in dumped["turns"]}
 

@@ -15,10 +15,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.client.aio import AsyncFace, AsyncReservation
+from token_actor.client.lines import WAITING_LINES_MAX
 from token_actor.client.questions import tenant_of
+from token_actor.client.threads import Threads
 from token_actor.core.limit_headers import decision_of, limits_covering, rate_limit_headers, vendor_headers
 from token_actor.core.usage import DIMENSIONS, RESERVED_PREFIX
 from token_actor.errors import ActorUnavailable, InvalidValue, RateLimited, TokenActorError
@@ -37,6 +40,7 @@ RESERVATION: Final = "token_actor.reservation"  # the key of the scope; with a f
 HEADERS: Final = ("ietf", "vendor", "both")
 ON_UNAVAILABLE: Final = ("refuse", "allow")
 UNAVAILABLE_RETRY_S: Final = 3  # within which another actor takes over
+ENDS_MAX: Final = 32  # reservations ended at once, for a client without coroutines
 LIMITS_TIMEOUT_S: Final = 1.0  # headers are not worth a longer wait
 TENANTS_MAX: Final = 1_000  # whose limits are remembered for the policy
 QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"  # the draft's
@@ -155,6 +159,7 @@ class _Calls:
 
     def __init__(self, client: SyncFace | AsyncFace) -> None:
         self._client = client
+        self._waits, self._threads = Threads(WAITING_LINES_MAX), Threads(ENDS_MAX)  # of a client without coroutines
         self._known: dict[str, tuple[int | None, list[dict[str, Any]]]] = {}  # by tenant, with the table's version
         self._ending: set[asyncio.Task[Any]] = set()
 
@@ -162,17 +167,28 @@ class _Calls:
         """Take quota. Raises ``RateLimited``, ``ActorUnavailable``, and ``InvalidValue`` for a wrong estimate."""
         if isinstance(self._client, AsyncFace):
             return await self._client.reserve(**arguments)
-        return await asyncio.to_thread(self._client.reserve, **arguments)
+        reserve = partial(self._client.reserve, **arguments)
+        return await self._waits.take(reserve, self._client.release, back_on=self._threads)
 
     async def end(self, reservation: Reservation | AsyncReservation, *, give_back: bool = False) -> None:
         """Charge what was reserved, unless it has ended already; with ``give_back`` charge nothing.
 
         It is carried out even if whoever waits is cancelled. What fails is logged: the reservation then expires.
         """
-        task = asyncio.ensure_future(_end(reservation, give_back=give_back))
+        task = asyncio.ensure_future(self._end(reservation, give_back=give_back))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         await asyncio.shield(task)
+
+    async def _end(self, reservation: Reservation | AsyncReservation, *, give_back: bool) -> None:
+        try:
+            if isinstance(reservation, AsyncReservation):
+                await (reservation.release() if give_back else reservation.end())
+            else:
+                await self._threads.run(reservation.release if give_back else reservation.end)
+        except TokenActorError as error:
+            extra = {"action": "reservation_left", "reservation": reservation.id, "problem": str(error)}
+            log.warning("A reservation was not ended; it expires as its limits say", extra=extra)
 
     async def limits(self, decision: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the limits that cover a call; asked for again when a decision tells that they have changed."""
@@ -194,20 +210,8 @@ class _Calls:
     async def _ask(self, tenant: str) -> list[dict[str, Any]]:
         if isinstance(self._client, AsyncFace):
             return await self._client.limits(top=0, tenant=tenant, stale_ok=True, timeout_s=LIMITS_TIMEOUT_S)
-        return await asyncio.to_thread(
-            self._client.limits, top=0, tenant=tenant, stale_ok=True, timeout_s=LIMITS_TIMEOUT_S
-        )
-
-
-async def _end(reservation: Reservation | AsyncReservation, *, give_back: bool) -> None:
-    try:
-        if isinstance(reservation, AsyncReservation):
-            await (reservation.release() if give_back else reservation.end())
-        else:
-            await asyncio.to_thread(reservation.release if give_back else reservation.end)
-    except TokenActorError as error:
-        extra = {"action": "reservation_left", "reservation": reservation.id, "problem": str(error)}
-        log.warning("A reservation was not ended; it expires as its limits say", extra=extra)
+        ask = partial(self._client.limits, top=0, tenant=tenant, stale_ok=True, timeout_s=LIMITS_TIMEOUT_S)
+        return await self._threads.run(ask)
 
 
 def _hand_over(scope: Scope, reservation: Reservation | AsyncReservation | None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final
 
+from token_actor.core.killing import is_killed
 from token_actor.core.limit_table import LIMITS_MAX
 from token_actor.core.limits import AMOUNT_MAX, LIMIT_FIELDS, MONEY, Limit, limit_of
 from token_actor.core.usage import NANO_PER_USD
@@ -137,14 +138,15 @@ def limits_of_partition(limits: Sequence[Limit], partition: int, partitions: int
 def put_limits(client: Limits, limits: Sequence[Limit], *, exact: bool = False) -> list[Change]:
     """Put those limits in force that differ from what is; return what became of each, in their order.
 
-    With ``exact``, others that are in force where these are held are deleted first. Waits for the actor; raises
-    ``ActorUnavailable`` at the client's deadline, and ``InvalidQuestion`` when there are too many. May be done
-    again after either.
+    With ``exact``, others that are in force where these are held are deleted first, but no kill switch. Waits for
+    the actor; raises ``ActorUnavailable`` at the client's deadline, and ``InvalidQuestion`` when there are too many.
+    May be done again after either.
     """
     tenants = dict.fromkeys(limit.selector.get("tenant") for limit in limits)
     in_force = {each["name"]: each for tenant in tenants for each in client.limits(top=0, tenant=tenant)}
     names = {limit.name for limit in limits}
-    gone = [_delete(client, each) for name, each in in_force.items() if exact and name not in names]
+    others = [each for name, each in in_force.items() if name not in names and not is_killed(name, each["amount"])]
+    gone = [_delete(client, each) for each in others if exact]
     return [*gone, *(_put(client, limit, in_force.get(limit.name)) for limit in limits)]
 
 
