@@ -10,7 +10,7 @@ from token_actor.core import reservations
 from token_actor.core.admission import Admission
 from token_actor.core.limit_table import LimitTable
 from token_actor.core.limits import Limit
-from token_actor.core.reservations import TABLE_FULL, TTL_MS, Reservations
+from token_actor.core.reservations import REFUNDS_MAX, TABLE_FULL, TTL_MS, Reservations
 
 
 @pytest.fixture
@@ -321,3 +321,11 @@ def test_an_extension_moves_when_room_is_expected():
     assert quota.reserve(1)["retry_after_ms"] == 1_000
     quota.run("extend", {"reservation": first["reservation"], "ttl_ms": 5_000})
     assert quota.reserve(1)["retry_after_ms"] == 2_000
+
+
+def test_of_very_many_refunds_the_first_ones_are_counted_on():
+    quota = Quota(Limit("l", 300, on_expire="refund"))
+    for _ in range(300):
+        quota.reserve(1, ttl_ms=10_000)
+    few, many = quota.reserve(REFUNDS_MAX), quota.reserve(REFUNDS_MAX + 1)
+    assert (few["retry_after_ms"], many["retry_after_ms"]) == (10_000, 61_000)
