@@ -413,7 +413,7 @@ def test_a_limit_that_refuses_nothing_gives_no_turns():
     line.ask(10, "first", wait_ms=0)
     line.ask(1, "one", agent="a", input_tokens=0)
     (waiter,) = line.ledger.admission.room.waiters.values()
-    assert waiter.order == (0, 0)
+    assert waiter.turn == (0, ())
 
 
 def looked_at(line, monkeypatch, do):
@@ -518,3 +518,24 @@ def test_turns_of_those_who_went_are_not_kept_for_ever():
         line.ask(1, f"{number}", wait_ms=1, session=f"s{number}")
         line.at(line.now_ms + 1)
     assert len(line.ledger.admission.room.dump()["turns"]) < 1_100
+
+
+def test_who_waits_at_another_limit_takes_no_turns_away():
+    def place_of_light(grants_elsewhere):
+        limits = [Limit(name, 1, kind="concurrency", selector={"model": name}, fair_by=["agent"]) for name in "ab"]
+        line = Line(*limits)
+        last = {name: line.reserve(1, model=name, agent=name)["reservation"] for name in "ab"}
+        for number in range(40):
+            line.ask(1, f"a{number}", wait_ms=WAIT_MS_MAX, model="a", agent="a")
+        for number in range(10):
+            line.ask(1, f"heavy{number}", wait_ms=WAIT_MS_MAX, model="b", agent="heavy")
+        for _ in range(grants_elsewhere):
+            line.run("release", {"reservation": last["a"]})
+            last["a"] = f"w:{line.granted[-1]}"
+        line.ask(1, "light", wait_ms=WAIT_MS_MAX, model="b", agent="light")
+        for _ in range(11):
+            line.run("release", {"reservation": last["b"]})
+            last["b"] = f"w:{line.granted[-1]}"
+        return line.granted[grants_elsewhere:].index("light")
+
+    assert place_of_light(0) == place_of_light(30) <= 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from token_actor.core.reservations import Reservations
     from token_actor.core.series import SeriesTable
     from token_actor.core.standings import Standing
-    from token_actor.core.waiting import Key, Order
+    from token_actor.core.waiting import Key, Turn
 
 EXPIRY_LATE_MS: Final = 250  # where nobody waits for it: so a silent log grows by four entries a second at most
 _NO_TIME: Final = 2**62  # when there will be room for what a limit never has room for, as it is now
@@ -113,16 +113,16 @@ class Admission:
         wants_to_wait = wish.deadline_ms > now_ms
         if not self.room and not wants_to_wait:  # the everyday case
             return self._grant(wish, standings, now_ms)
-        order, values = self.room.next_order(standings, wish.names)
-        blocked = self._blocked(standings, order)
+        turn = self.room.next_turn(standings, wish.names)
+        blocked = self._blocked(standings, turn)
         if not blocked:
             if self.room:
-                self.room.pass_by(order, values)
+                self.room.pass_by(turn)
             return self._grant(wish, standings, now_ms)
         if not wants_to_wait or blocked == _NOWHERE or len(self.room) >= WAITING_MAX:
             return self._refusal(wish, standings, blocked, now_ms)
-        due_ms = self._look_ms(standings, blocked, order, now_ms)
-        self.room.add(Waiter(wish, order, _keys_of(standings), blocked, due_ms), values)
+        due_ms = self._look_ms(standings, blocked, turn, now_ms)
+        self.room.add(Waiter(wish, turn, _keys_of(standings), blocked, due_ms))
         return None
 
     def _grant(self, wish: Wish, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Admission:
         answer.update(wish.notes(now_ms))
         return answer
 
-    def _blocked(self, standings: Sequence[Standing], order: Order) -> frozenset[Key]:
+    def _blocked(self, standings: Sequence[Standing], turn: Turn) -> frozenset[Key]:
         """Return the limits that lack room, or where others come first; ``_NOWHERE`` where there never is room."""
         if any(standing.enforced and standing.never for standing in standings):
             return _NOWHERE
@@ -138,15 +138,15 @@ class Admission:
             key_of(standing)
             for standing in standings
             if standing.enforced
-            and (not standing.fits or (standing.cost and self.room.has_before(key_of(standing), order)))
+            and (not standing.fits or (standing.cost and self.room.has_before(key_of(standing), turn)))
         )
 
-    def _look_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], order: Order, now_ms: int) -> int:
+    def _look_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], turn: Turn, now_ms: int) -> int:
         """Return when to look again at somebody who waits: when there may be room where nobody comes first.
 
         Where others do, that is when they have gone. So few have a time, however many wait.
         """
-        keys = {key for key in blocked if not self.room.has_before(key, order)}
+        keys = {key for key in blocked if not self.room.has_before(key, turn)}
         return self._fits_ms([standing for standing in standings if key_of(standing) in keys], now_ms)
 
     def _fits_ms(self, standings: Sequence[Standing], now_ms: int) -> int:
@@ -194,7 +194,7 @@ class Admission:
             waiter._replace(keys=_keys_of(self._standings(waiter.wish, now_ms)))
             for waiter in self.room.waiters.values()
         )
-        for waiter in sorted(self.room.waiters.values(), key=lambda waiter: waiter.order):
+        for waiter in sorted(self.room.waiters.values(), key=lambda waiter: waiter.turn.number):
             self._try(waiter, now_ms)
 
     def _look(self, now_ms: int) -> None:
@@ -212,8 +212,8 @@ class Admission:
         """Grant what somebody waits for, if there is room; tell whether there was."""
         wish = waiter.wish
         standings = self._standings(wish, now_ms)
-        blocked = self._blocked(standings, waiter.order)
-        due_ms = self._look_ms(standings, blocked, waiter.order, now_ms)
+        blocked = self._blocked(standings, waiter.turn)
+        due_ms = self._look_ms(standings, blocked, waiter.turn, now_ms)
         if len(self._reservations.open) >= OPEN_MAX:
             blocked, due_ms = frozenset(waiter.keys), self._reservations.due_ms() or now_ms
         if blocked:
@@ -227,7 +227,7 @@ class Admission:
         """Refuse somebody who waits."""
         wish = waiter.wish
         standings = self._standings(wish, now_ms)
-        answer = self._refusal(wish, standings, self._blocked(standings, waiter.order), now_ms)
+        answer = self._refusal(wish, standings, self._blocked(standings, waiter.turn), now_ms)
         self.room.remove(wish.reservation)
         self._told.append((wish.client, wish.request_id, answer))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from token_actor.core.standings import Standing
 
 Key: TypeAlias = "tuple[int, str]"  # the number of a meter, and a value of ``by``
-Order: TypeAlias = "tuple[int, int]"  # the fair turn, and the number of arrival
+Order: TypeAlias = "tuple[int, int]"  # at one limit: the fair turn there, and the number of arrival
 
 WAITING_MAX: Final = 4_096  # about 2 KB each, and a microsecond to look past
 WAIT_MS_MAX: Final = 600_000
@@ -56,18 +56,28 @@ class Wish(NamedTuple):
         return {"waited_ms": now_ms - self.asked_ms, "estimate": Estimated(self.estimate, self.source).as_map()}
 
 
-class Waiter(NamedTuple):
-    """Hold a wish, its turn, the limits it needs, those where it lacks room, and when there may be some.
+class Turn(NamedTuple):
+    """Hold when somebody came, and where limits are shared fairly: the limit, the value of ``fair_by``, the turn there.
 
-    ``values`` of ``fair_by`` are what its turn counts for.
+    Each limit has turns of its own: who waits at another one neither gains nor loses any.
     """
 
+    number: int
+    places: tuple[tuple[Key, str, int], ...] = ()
+
+    def at(self, key: Key) -> Order:
+        """Return the place in the line at one limit; without fair shares it is first come, first served."""
+        return next((turn for of, _, turn in self.places if of == key), 0), self.number
+
+
+class Waiter(NamedTuple):
+    """Hold a wish, its turn, the limits it needs, those where it lacks room, and when there may be some."""
+
     wish: Wish
-    order: Order
+    turn: Turn
     keys: tuple[Key, ...]
     blocked: frozenset[Key]
     due_ms: int
-    values: tuple[tuple[Key, str], ...] = ()
 
 
 class WaitingRoom:
@@ -81,8 +91,8 @@ class WaitingRoom:
         self._changed: set[Key] = set()
         self._times: list[tuple[int, int, str]] = []  # when to look at whom: lazily cleared
         self._arrived = 0
-        self._turn = 0
-        self._turns: dict[tuple[Key, str], int] = {}
+        self._clocks: dict[Key, int] = {}  # the turn of who went last, where somebody waits
+        self._turns: dict[Key, dict[str, int]] = {}  # and the last turn of each value
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -92,52 +102,51 @@ class WaitingRoom:
         """Return how many wait who need the limit with this number."""
         return sum(count for (number, _), count in self._needing.items() if number == meter)
 
-    def next_order(self, standings: Sequence[Standing], names: Sequence[str]) -> tuple[Order, list[tuple[Key, str]]]:
-        """Return the turn of somebody who comes now, and the values of ``fair_by`` it counts for."""
-        turn, values = self._turn, []
+    def next_turn(self, standings: Sequence[Standing], names: Sequence[str]) -> Turn:
+        """Return the turn of somebody who comes now."""
+        places = []
         for standing in standings:
             limit = standing.meter.limit
             if limit.fair_by and standing.cost and standing.enforced:
+                key = key_of(standing)
                 value = "\x1f".join(names[DIMENSIONS.index(dimension)] for dimension in limit.fair_by)
-                place = (key_of(standing), value)
                 share = -(-standing.cost * _SHARE // max(1, limit.capacity))
-                turn = max(turn, max(self._turn, self._turns.get(place, 0)) + share)
-                values.append(place)
-        if not values:  # behind those who have turns, and came before
-            queues = [self._lacking[key] for key in map(key_of, standings) if key in self._lacking]
-            turn = max([turn, *(queue[-1][0][0] for queue in queues)])
-        return (turn, self._arrived), values
+                turn = max(self._clocks.get(key, 0), self._turns.get(key, {}).get(value, 0)) + share
+                places.append((key, value, turn))
+        return Turn(self._arrived, tuple(places))
 
-    def has_before(self, key: Key, order: Order) -> bool:
+    def has_before(self, key: Key, turn: Turn) -> bool:
         """Tell whether somebody of an earlier turn lacks room at a limit."""
         queue = self._lacking.get(key)
-        return queue is not None and queue[0][0] < order
+        return queue is not None and queue[0][0] < turn.at(key)
 
     def due_ms(self, key: Key) -> int:
         """Return when the first of those who lack room at a limit may have it."""
         return self.waiters[self._lacking[key][0][1]].due_ms
 
-    def add(self, waiter: Waiter, values: Iterable[tuple[Key, str]] = ()) -> None:
-        """Let somebody wait; ``values`` are what its turn counts for."""
+    def add(self, waiter: Waiter) -> None:
+        """Let somebody wait."""
         self._arrived += 1
-        waiter = waiter._replace(values=tuple(values))
-        for place in waiter.values:
-            self._turns[place] = waiter.order[0]
+        for key, value, turn in waiter.turn.places:
+            self._turns.setdefault(key, {})[value] = turn
         self._take(waiter)
-        self._clear_turns()
+        self._clear_turns(waiter.turn)
 
-    def _clear_turns(self) -> None:
+    def _clear_turns(self, turn: Turn) -> None:
         """Forget turns that are over, and those of people who went without theirs, where there are many."""
-        if len(self._turns) > 2 * len(self.waiters) + _STALE_MAX:
-            waiting = {place for waiter in self.waiters.values() for place in waiter.values}
-            self._turns = {place: turn for place, turn in self._turns.items() if turn > self._turn and place in waiting}
+        for key, _, _ in turn.places:
+            if len(self._turns[key]) > 2 * self._needing[key] + _STALE_MAX:
+                waiting = {
+                    value for waiter in self.waiters.values() for of, value, _ in waiter.turn.places if of == key
+                }
+                turns, clock = self._turns[key], self._clocks.get(key, 0)
+                self._turns[key] = {value: turns[value] for value in sorted(waiting) if turns.get(value, 0) > clock}
 
-    def pass_by(self, order: Order, values: Iterable[tuple[Key, str]]) -> None:
+    def pass_by(self, turn: Turn) -> None:
         """Note that somebody went before others who wait: that was its turn."""
-        self._turn = max(self._turn, order[0])
-        for place in values:
-            self._turns[place] = order[0]
-        self._clear_turns()
+        for key, _, own in turn.places:
+            if key in self._needing:
+                self._clocks[key] = max(self._clocks.get(key, 0), own)
 
     def _take(self, waiter: Waiter) -> None:
         self.waiters[waiter.wish.reservation] = waiter
@@ -148,12 +157,12 @@ class WaitingRoom:
 
     def _queue(self, waiter: Waiter, keys: Iterable[Key]) -> None:
         for key in keys:
-            insort(self._lacking.setdefault(key, []), (waiter.order, waiter.wish.reservation))
+            insort(self._lacking.setdefault(key, []), (waiter.turn.at(key), waiter.wish.reservation))
 
     def _unqueue(self, waiter: Waiter, keys: Iterable[Key]) -> None:
         for key in keys:
             queue = self._lacking[key]
-            queue.pop(bisect_left(queue, (waiter.order, waiter.wish.reservation)))
+            queue.pop(bisect_left(queue, (waiter.turn.at(key), waiter.wish.reservation)))
             if not queue:
                 del self._lacking[key]
 
@@ -172,18 +181,23 @@ class WaitingRoom:
     def remove(self, reservation: str, *, granted: bool = False) -> Waiter:
         """Let somebody go; those who waited behind are looked at again."""
         waiter = self.waiters.pop(reservation)
+        if granted:
+            self.pass_by(waiter.turn)
         for key in waiter.keys:
             self._needing[key] -= 1
             if not self._needing[key]:
-                del self._needing[key]
+                self._forget(key)
         self._unqueue(waiter, waiter.blocked)
         self._changed.update(waiter.keys)
-        if granted:
-            self._turn = max(self._turn, waiter.order[0])
         if not self.waiters:
             self._times.clear()
-            self._turns.clear()
         return waiter
+
+    def _forget(self, key: Key) -> None:
+        """Let go of a limit that nobody waits for: its turns begin anew."""
+        del self._needing[key]
+        self._clocks.pop(key, None)
+        self._turns.pop(key, None)
 
     def note_change(self, keys: Iterable[Key]) -> None:
         """Note limits that may have more room now."""
@@ -213,17 +227,21 @@ class WaitingRoom:
         found = []
         while (next_ms := self.next_ms) is not None and next_ms <= when_ms:
             found.append(self.waiters[heappop(self._times)[2]])
-        return sorted(found, key=lambda waiter: waiter.order)
+        return sorted(found, key=lambda waiter: waiter.turn.number)
 
     def begin_anew(self, waiters: Iterable[Waiter]) -> None:
         """Keep the same people with other needs: limits have changed, or log time has moved back."""
         waiters = list(waiters)
+        known = list(self._needing)
         self.waiters.clear()
         self._needing.clear()
         self._lacking.clear()
         self._times.clear()
         for waiter in waiters:
             self._take(waiter)
+        for key in {*known, *self._turns} - self._needing.keys():
+            self._clocks.pop(key, None)
+            self._turns.pop(key, None)
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values."""
@@ -234,17 +252,19 @@ class WaitingRoom:
                     list(wish.names),
                     _plain(wish.estimate),
                     *wish[5:],
-                    *order,
+                    turn.number,
+                    [[*key, value, own] for key, value, own in turn.places],
                     _listed(keys),
                     _listed(blocked),
                     due,
-                    [[*key, value] for key, value in values],
                 ]
-                for wish, order, keys, blocked, due, values in self.waiters.values()
+                for wish, turn, keys, blocked, due in self.waiters.values()
             ],
             "arrived": self._arrived,
-            "turn": self._turn,
-            "turns": [[*key, value, turn] for (key, value), turn in sorted(self._turns.items())],
+            "clocks": [[*key, turn] for key, turn in sorted(self._clocks.items())],
+            "turns": [
+                [*key, value, turn] for key, of in sorted(self._turns.items()) for value, turn in sorted(of.items())
+            ],
         }
 
     def restore(self, dumped: Mapping[str, Any]) -> None:
@@ -254,15 +274,17 @@ class WaitingRoom:
             series, tokens, kinds, cost_nanousd, requests = estimate
             wanted = Estimate(series, tokens, tuple(kinds), cost_nanousd, requests)
             wish = Wish(reservation, client, request_id, tuple(names), wanted, ttl_ms, asked_ms, deadline_ms, source)
-            turn, number, keys, blocked, due_ms, places = rest
-            values = tuple(((meter, scope), value) for meter, scope, value in places)
-            self._take(Waiter(wish, (turn, number), _keys(keys), frozenset(_keys(blocked)), due_ms, values))
-        self._arrived, self._turn = dumped["arrived"], dumped["turn"]
-        self._turns = {((number, scope), value): turn for number, scope, value, turn in dumped["turns"]}
+            number, places, keys, blocked, due_ms = rest
+            turn = Turn(number, tuple(((meter, scope), value, own) for meter, scope, value, own in places))
+            self._take(Waiter(wish, turn, _keys(keys), frozenset(_keys(blocked)), due_ms))
+        self._arrived = dumped["arrived"]
+        self._clocks = {(meter, scope): clock for meter, scope, clock in dumped["clocks"]}
+        for meter, scope, value, own in dumped["turns"]:
+            self._turns.setdefault((meter, scope), {})[value] = own
 
 
 def _time_of(waiter: Waiter) -> tuple[int, int, str]:
-    return min(waiter.due_ms, waiter.wish.deadline_ms), waiter.order[1], waiter.wish.reservation
+    return min(waiter.due_ms, waiter.wish.deadline_ms), waiter.turn.number, waiter.wish.reservation
 
 
 def key_of(standing: Standing) -> Key:
