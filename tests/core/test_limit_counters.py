@@ -7,7 +7,7 @@ import pytest
 
 from tests.core.quota import NOW_MS, Quota
 from tests.makers import DAY_MS, HOUR_MS, event, tell
-from token_actor.core import limit_buckets
+from token_actor.core import limit_buckets, limit_windows
 from token_actor.core.limit_counters import counters_of
 from token_actor.core.limits import Limit
 
@@ -306,3 +306,14 @@ class TestCountersOfCalendars:
         counters.make_room(3)
         counters.set_back(NOW_MS - 1)
         assert [counters.sums(scope, NOW_MS - 1) for scope in range(3)] == [(0, 7), (0, 0), (0, 0)]
+
+
+def test_what_a_window_holds_is_freed_once_whether_it_is_given_back_or_leaves(monkeypatch):
+    freed = []
+    monkeypatch.setattr(limit_windows, "freed_ms", lambda told, _: freed.extend(told) or NOW_MS)
+    counters = counters_of(Limit("l", 100))
+    counters.make_room(1)
+    place = counters.hold(0, 30, NOW_MS)
+    counters.hold(0, 20, NOW_MS)
+    counters.retry_after_ms(0, 60, NOW_MS, [(NOW_MS + 10, place, 30)])
+    assert [each for each in freed if each[1]] == [(NOW_MS + 10, 30), (NOW_MS + 61_000 - NOW_MS % 1_000, 20)]

@@ -539,3 +539,13 @@ def test_who_waits_at_another_limit_takes_no_turns_away():
         return line.granted[grants_elsewhere:].index("light")
 
     assert place_of_light(0) == place_of_light(30) <= 1
+
+
+def test_turns_are_kept_only_where_somebody_waits():
+    one = Limit("one", 1, kind="concurrency", selector={"model": "n"})
+    line = Line(Limit("fair", 100, fair_by=["agent"], selector={"model": "m"}), one)
+    line.ask(1, "holder", wait_ms=0, model="n")
+    assert line.ask(1, "waits", wait_ms=WAIT_MS_MAX, model="n") is None
+    assert line.ask(10, "passes", model="m", agent="a", wait_ms=0)["granted"]
+    room = line.ledger.admission.room.dump()
+    assert (room["clocks"], room["turns"]) == ([], [])
