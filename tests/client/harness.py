@@ -59,7 +59,7 @@ def run_script(text: str, *arguments: str, **environment: str) -> Any:
     """Run a program of its own, and return what it prints as JSON; its stderr must be empty."""
     done = start_script(text, *arguments, **environment)
     out, problems = done.communicate(timeout=60)
-    assert (done.returncode, problems) == (0, "")
+    assert (done.returncode, problems) == (0, ""), (done.returncode, problems)
     return json.loads(out) if out else None
 
 
