@@ -136,7 +136,7 @@ def run_until_asked(
     requests: SimpleQueue[str],
     check: Callable[[Mapping[str, str]], None],
 ) -> None:
-    """Run an actor until the first request to stop; waits then until it has drained and taken a snapshot.
+    """Run an actor until the first request to stop; waits then until it has given the lease back.
 
     ``check`` raises when the server, by what it says of itself, must not be worked on. A second request
     ends the actor where it is, and so loses nothing either: the next start reads the log again.
