@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from token_actor.core.columns import Columns
-from token_actor.core.commands import execute, told_since
+from token_actor.core.commands import DRAWN, execute, told_since
 from token_actor.wire.messages import Answer, DeadLetter
 from token_actor.wire.notices import NoticeEntry
 from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from token_actor.core.columns import Rejection
     from token_actor.core.ledger import Ledger
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Folded:
     """Hold what a read came to: answers to commands by client, dead letters and notices in log order.
 
-    ``entries`` is how many of its entries were folded, ``events`` how many events they hold.
+    ``granted`` are arguments and answers of calls that were granted by a decision, ``taken`` the numbers of escrows
+    that calls were taken from. ``entries`` is how many of its entries were folded, ``events`` how many events they hold.
     """
 
     entries: int = 0
@@ -35,6 +36,8 @@ class Folded:
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     notices: list[NoticeEntry] = field(default_factory=list)
+    granted: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
 
 
 def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
@@ -71,7 +74,12 @@ def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) 
     command = placed.command
     ledger.limits.watch.at(placed.entry)
     outcome = execute(ledger, command, placed.log_ms)
-    if outcome.answer is not None or outcome.problem is not None:
+    if not outcome.known and (outcome.answer is not None or outcome.problem is not None):
         answer = Answer(request_id=command.request_id, epoch=epoch, result=outcome.answer, problem=outcome.problem)
         folded.answers.append((command.client, answer))
+    if command.operation == "reserve" and outcome.answer is not None:
+        if outcome.known:
+            folded.taken.add(outcome.answer[DRAWN])
+        elif outcome.answer["granted"]:
+            folded.granted.append((command.arguments, outcome.answer))
     return [replace(rejection, entry=placed.entry, position=None) for rejection in outcome.rejections]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from token_actor.actor.desk import Desk
+from token_actor.actor.escrow import EscrowKeeper
 from token_actor.actor.follower import Follower
 from token_actor.actor.leadership import Leadership
 from token_actor.actor.letters import Mail
@@ -51,6 +52,7 @@ class Actor:
         self._letters = Mail(connection, self._keys)
         self._saving = Saving(connection, settings, clock, self._follower, self._leadership)
         self._desk = self._new_desk()
+        self._escrows = EscrowKeeper(connection, settings, clock, self._follower, self._leadership)
         self._timekeeper = Timekeeper(clock)
         self._answers_from = FIRST
         self._hears_questions = True
@@ -187,6 +189,7 @@ class Actor:
         newest = self._connection.range(self._keys.log, count=1, newest_first=True)
         self._answers_from = newest[0][0] if newest else FIRST
         self._timekeeper = Timekeeper(self._clock)
+        self._escrows.forget()
         self._saving.begin(newest_manifest(self._connection, self._keys))
         if self._follower.replaced or self._follower.position.generation == 0:
             self._begin_generation()
@@ -197,6 +200,7 @@ class Actor:
 
     def _begin_generation(self) -> None:
         """Count the log as a new one, so that clients send again what it may lack; save what was counted."""
+        self._escrows.forget()
         position = self._follower.position
         self._follower.position = replace(position, generation=max(position.generation + 1, self._clock.now_ms()))
         if self._follower.replaced:
@@ -285,6 +289,7 @@ class Actor:
         if asked := read.get(self._keys.ask):
             self._desk.take(asked, self._timekeeper)
         self._desk.answer_ready()
+        self._escrows.step()  # before anybody is told what the limits are now
         self._letters.write(self._leadership)
         self._desk.send()
 
@@ -311,6 +316,7 @@ class Actor:
     def _tell(self, folded: Folded) -> None:
         """Queue what a fold came to."""
         self._letters.add(folded)
+        self._escrows.note(folded.granted, folded.taken)
         for client, reply in folded.answers:
             self._desk.reply(client, reply)
 

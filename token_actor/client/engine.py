@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import threading
 import time
 import uuid
 import weakref
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from token_actor.client import sender
 from token_actor.client.deadline import Deadline
+from token_actor.client.drawing import Wanted
 from token_actor.client.lines import RETRY_S, WAITING_LINES_MAX, LinePool
-from token_actor.core.commands import Command, reservation_id
+from token_actor.core.commands import ESCROW, Command, reservation_id
 from token_actor.errors import (
     ActorUnavailable,
     ClientBusy,
@@ -24,17 +26,20 @@ from token_actor.errors import (
 )
 from token_actor.transport.ports import Append
 from token_actor.wire.codec import MESSAGE_BYTES_MAX
+from token_actor.wire.entries import id_pair
 from token_actor.wire.keys import Keys, partition_of
 from token_actor.wire.messages import COMMAND_FIELD, QUESTION_FIELD, Question, encode_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from token_actor.client.drawing import Call
     from token_actor.client.notices import Watch
     from token_actor.client.settings import ClientSettings
     from token_actor.core.usage import Event
     from token_actor.transport.ports import Connection, Connector
 
+DRAWN_S: Final = 60.0  # a call taken longer ago was folded by whoever answers now
 ASKED_MAX: Final = 10_000  # questions nobody has read yet; older ones have nobody waiting any more
 
 T = TypeVar("T")
@@ -60,6 +65,8 @@ class Engine:
         _engines.add(self)
 
     def _begin(self) -> None:
+        self._drawing = threading.Lock()
+        self._drawn: dict[int, tuple[bytes, float]] = {}  # by partition, the last call taken and when
         self._sender = sender.Sender(self._connector, self.settings)
         self._lines = LinePool(self._connector, client=uuid.uuid4().hex, lines_max=self.settings.lines_max)
         self._waiting_lines = LinePool(  # apart: what frees quota must not wait behind those who wait for it
@@ -124,12 +131,26 @@ class Engine:
         if not stale_ok:
             self._sender.flush(deadline)
 
-        def make(keys: Keys, partition: int, line: str, request_id: str) -> Append:
-            after = None if stale_ok else self._sender.last_id(partition)
+        def make(keys: Keys, line: str, request_id: str) -> Append:
+            after = None if stale_ok else self._last_id(keys.partition)
             question = Question(request_id=request_id, client=line, kind=kind, arguments=arguments, after=after)
             return Append(key=keys.ask, fields=[QUESTION_FIELD, _encoded(question)], length_max=ASKED_MAX)
 
         return self._call(tenant, deadline, make, self._lines)
+
+    def _last_id(self, partition: int) -> bytes | None:
+        """Return the last entry of this client in the log that nobody may have answered; ``None``: there is none."""
+        sent = self._sender.last_id(partition)
+        drawn, at = self._drawn.get(partition, (None, 0.0))
+        if drawn is None or time.monotonic() - at > DRAWN_S:
+            return sent
+        return drawn if sent is None else max(sent, drawn, key=id_pair)
+
+    def _note_drawn(self, partition: int, entry_id: bytes) -> None:
+        with self._drawing:
+            known = self._drawn.get(partition)
+            if known is None or id_pair(known[0]) < id_pair(entry_id) or time.monotonic() - known[1] > DRAWN_S:
+                self._drawn[partition] = (entry_id, time.monotonic())
 
     def command(
         self,
@@ -140,6 +161,7 @@ class Engine:
         event: Mapping[str, Any] | None = None,
         take_back: bool = False,
         waits: bool = False,
+        drawing: Call | None = None,
         timeout_s: float | None = None,
     ) -> Mapping[str, Any]:
         """Return the answer to a command, which comes after everything this client recorded before.
@@ -147,17 +169,18 @@ class Engine:
         ``tenant`` is as for ``ask``. Raises ``ActorUnavailable`` at the deadline: the command may still be
         carried out then. With ``take_back``, what it reserves is released after that, if the log can be reached.
         One that ``waits`` for quota takes no line from the others. ``ClientBusy`` when too many are under way.
+        A ``reserve`` says by ``drawing`` for what it may take from what the actor has set aside.
         """
         deadline = self._deadline(timeout_s)
         self._sender.flush(deadline)
 
-        def make(keys: Keys, partition: int, line: str, request_id: str) -> Append:
-            del partition
-            command = Command(operation=operation, request_id=request_id, client=line, arguments=arguments)
+        def make(keys: Keys, line: str, request_id: str, escrow: str | None = None) -> Append:
+            asked = arguments if escrow is None else {**arguments, ESCROW: escrow}
+            command = Command(operation=operation, request_id=request_id, client=line, arguments=asked)
             return Append(key=keys.log, fields=[COMMAND_FIELD, encode_command(command, event)])
 
         lines = self._waiting_lines if waits else self._lines
-        return self._call(tenant, deadline, make, lines, _release if take_back else None)
+        return self._call(tenant, deadline, make, lines, _release if take_back else None, drawing)
 
     def look(self, find: Callable[[Connection, Keys], T], *, tenant: str | None, timeout_s: float | None = None) -> T:
         """Return what ``find`` reads from the server about a partition; it may be tried again.
@@ -186,19 +209,24 @@ class Engine:
         self,
         tenant: str | None,
         deadline: Deadline,
-        make: Callable[[Keys, int, str, str], Append],
+        make: Callable[..., Append],
         lines: LinePool,
         take_back: Callable[[Keys, str, str, str], Append] | None = None,
+        drawing: Call | None = None,
     ) -> Mapping[str, Any]:
         try:
             with lines.line(deadline) as line:
                 asked_s = deadline.left_s
                 keys = self._keys_of(tenant, line.connection, deadline)
+                append = partial(make, keys, line.name)
                 answer = line.ask(
-                    lambda request_id: make(keys, keys.partition, line.name, request_id),
+                    append,
                     keys.inbox(line.name),
                     deadline,
                     None if take_back is None else partial(take_back, keys, line.name),
+                    None
+                    if drawing is None
+                    else Wanted(keys.escrow, *drawing, append, partial(self._note_drawn, keys.partition)),
                 )
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error

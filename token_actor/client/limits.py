@@ -6,10 +6,13 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from token_actor.client.drawing import Call
 from token_actor.client.outage import Outage
 from token_actor.client.questions import Questions, tenant_of
 from token_actor.client.recording import make_event
 from token_actor.client.report import amount_text, unit_text
+from token_actor.core.escrow import measures_of
+from token_actor.core.estimates import is_unmeasured
 from token_actor.core.killing import is_killed, kill_limit
 from token_actor.core.limits import CONCURRENCY, estimate_of
 from token_actor.core.reservations import OPEN_MAX, TABLE_FULL, TTL_MS, TTL_MS_MAX
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from token_actor.client.engine import Engine
-    from token_actor.core.limits import Limit
+    from token_actor.core.limits import Estimate, Limit
 
 
 class Limits(Questions):
@@ -85,7 +88,7 @@ class Limits(Questions):
 
     def explain(self, tokens: int | None = None, *, timeout_s: float | None = None, **call: Any) -> dict[str, Any]:  # noqa: ANN401 - dimensions and counts
         """Return what a ``reserve`` of the same arguments would be told now, as a whole and by limit."""
-        names, counts = self._call(tokens, call)
+        names, counts, _ = self._call(tokens, call)
         return self._ask("explain", {"selector": names, **counts}, names, stale_ok=False, timeout_s=timeout_s)
 
     def reserve(
@@ -108,9 +111,13 @@ class Limits(Questions):
         ``RateLimited`` when a limit has no room, ``InvalidValue`` (a ``ValueError``) naming the argument.
         While the actor cannot be reached it is decided as ``on_outage`` of the limits says, and is ``degraded``.
         """
-        names, counts = self._call(tokens, call)
+        names, counts, estimate = self._call(tokens, call)
         wait_ms = _whole_ms("wait_s", wait_s, 0, WAIT_MS_MAX)
-        arguments = {**names, **counts, "ttl_ms": check_ttl("ttl_s", ttl_s), "wait_ms": wait_ms}
+        ttl_ms = check_ttl("ttl_s", ttl_s)
+        arguments = {**names, **counts, "ttl_ms": ttl_ms, "wait_ms": wait_ms}
+        drawing = None
+        if estimate.requests == 1:
+            drawing = Call(estimate, None if is_unmeasured(counts) else measures_of(estimate), ttl_ms)
         if timeout_s is None:
             timeout_s = self._engine.settings.timeout_s
         by_s = timeout_s + wait_ms / 1000
@@ -121,6 +128,7 @@ class Limits(Questions):
             tenant=names["tenant"],
             take_back=True,
             waits=wait_ms > 0,
+            drawing=drawing,
             timeout_s=by_s,
         )
         answer = self.outage.decide(ask, arguments)
@@ -195,8 +203,8 @@ class Limits(Questions):
             error.args = (f"{error}; whether it was carried out is not known: {operation} again, which counts once",)
             raise
 
-    def _call(self, tokens: int | None, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return the dimensions of a call, and what it may use. Raises ``InvalidValue`` naming the argument."""
+    def _call(self, tokens: int | None, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any], Estimate]:
+        """Return the dimensions of a call, and what it may use, also as an estimate. Raises ``InvalidValue`` naming the argument."""
         given: dict[str, Any] = {name: value for name, value in call.items() if value is not None}
         if tokens is not None:
             given["tokens"] = tokens
@@ -205,8 +213,7 @@ class Limits(Questions):
         named: dict[str, str] = {name: given.pop(name) for name in DIMENSIONS if name in given}
         names = {**self.client_names, **named}
         names["tenant"] = tenant_of(names, None)
-        estimate_of({**names, **given})
-        return names, given
+        return names, given, estimate_of({**names, **given})
 
 
 class Reservation:

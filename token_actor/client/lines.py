@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.errors import ClientBusy, ClosedError, ServerUnavailable
+from token_actor.client.drawing import Hints
+from token_actor.errors import ClientBusy, ClosedError, ServerRefused, ServerUnavailable
 from token_actor.transport.ports import FIRST, Append
 from token_actor.wire.messages import Answer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from token_actor.client.deadline import Deadline
+    from token_actor.client.drawing import Wanted
     from token_actor.transport.ports import Connection, Connector, Entry
 
 ASK_AGAIN_MS: Final = 2_000  # a question that an actor took with it is asked again; it answers twice at the worst
@@ -56,6 +58,7 @@ class Line:
         self.name = name
         self.connection = connection
         self._asked = 0
+        self._hints = Hints()
         self._inboxes: dict[bytes, _Inbox] = {}  # ids and epochs of one partition mean nothing in another
 
     def ask(
@@ -64,14 +67,20 @@ class Line:
         inbox: bytes,
         deadline: Deadline,
         take_back: Callable[[str, str], Append] | None = None,
+        wanted: Wanted | None = None,
     ) -> Mapping[str, Any] | None:
         """Send what ``make`` makes of a new request id, and return the answer; ``None`` at the deadline.
+
+        What is ``wanted`` is taken from what the actor has set aside, if there is any, and only then asked for.
 
         Then what ``take_back`` makes of that request id and another new one is sent, and nobody waits for what
         comes of it. Raises what the actor says is wrong with the question, ``ServerRefused``, and
         ``ServerUnavailable`` when the server is still away at the deadline.
         """
         request_id = self._new_id()
+        appended, answer = self._draw(wanted, request_id, deadline)
+        if answer is not None:
+            return answer
         append = make(request_id)
         silent = 0
         while True:
@@ -82,28 +91,52 @@ class Line:
                         self.connection.write([take_back(request_id, self._new_id())])
                     return None
                 read_up_to = self._inboxes.setdefault(inbox, _Inbox(inbox))
-                answer = self._exchange(append, request_id, read_up_to, left_s)
+                answer = self._exchange(None if appended else append, request_id, read_up_to, left_s)
                 if answer is not None:
-                    return answer
+                    return answer if wanted is None else self._hints.learn(wanted, answer)
+                appended = False
                 silent += 1
                 read_up_to.after = FIRST  # a server that lost its keys, and whose clock is behind, counts from below
                 if silent > 1:
                     self._inboxes.clear()  # and one whose actors are new to it counts its epochs anew
             except ServerUnavailable:
+                appended = False
+                self._hints.forget()
                 self._inboxes.clear()  # a server that lost its memory counts from the beginning
                 if deadline.left_s <= RETRY_S:
                     raise
                 time.sleep(RETRY_S)
 
+    def _draw(
+        self, wanted: Wanted | None, request_id: str, deadline: Deadline
+    ) -> tuple[bool, Mapping[str, Any] | None]:
+        """Take what is wanted from what is set aside; return whether it is in the log now, and the decision if taken.
+
+        When the server goes away meanwhile, nobody knows: then it is asked for like anything else, under the same id.
+        """
+        hint = None if wanted is None or deadline.left_s <= 0 else self._hints.find(wanted)
+        if wanted is None or hint is None:
+            return False, None
+        try:
+            return True, self._hints.draw(self.connection, wanted, hint, self.name, request_id)
+        except ServerUnavailable:
+            self._hints.forget()
+            return False, None
+        except ServerRefused:
+            self._hints.forget()
+            raise
+
     def _new_id(self) -> str:
         self._asked += 1
         return str(self._asked)
 
-    def _exchange(self, append: Append, request_id: str, inbox: _Inbox, left_s: float) -> Mapping[str, Any] | None:
-        """Ask once, and wait for the answer for a while."""
+    def _exchange(self, append: Append | None, request_id: str, inbox: _Inbox, left_s: float) -> Mapping[str, Any] | None:
+        """Ask once, unless that was done already, and wait for the answer for a while."""
         until = time.monotonic() + min(left_s, ASK_AGAIN_MS / 1000)
         block_ms = max(1, int(min(left_s * 1000, ASK_AGAIN_MS)))
-        _, entries = self.connection.exchange(append, inbox=inbox.key, after=inbox.after, block_ms=block_ms)
+        entries: list[Entry] = []
+        if append is not None:
+            _, entries = self.connection.exchange(append, inbox=inbox.key, after=inbox.after, block_ms=block_ms)
         while True:
             answer = inbox.pick(entries, request_id)
             if answer is not None:

@@ -95,7 +95,7 @@ class SyncFace(ObservedLimits, Notices):
         ttl_ms, held_ms = check_ttl("ttl_s", ttl_s), check_ttl("held_s", held_s)
         if held_ms < ttl_ms:
             raise InvalidValue("held_s", f"must be at least ttl_s, not {held_s!r}")
-        names, _ = self._call(0, dimensions)
+        names, _, _ = self._call(0, dimensions)
         terms = Terms(names, ttl_ms / 1000, held_ms / 1000, self._engine.settings.timeout_s)
         lease = Lease(self, self._keeper, terms)
         self._keeper.add(lease)

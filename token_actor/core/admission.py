@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from token_actor.core.escrow import Escrows
 from token_actor.core.estimates import GIVEN
 from token_actor.core.reservations import OPEN_MAX
 from token_actor.core.standings import shown
 from token_actor.core.waiting import WAIT_MS_MAX, WAITING_MAX, Waiter, WaitingRoom, Wish, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from token_actor.core.columns import Columns, Int64s
     from token_actor.core.reservations import Reservations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from token_actor.core.standings import Standing
     from token_actor.core.waiting import Key, Turn
 
+RECALL_MS_MAX: Final = 10_000  # until what is set aside is recalled: a turn of the leader, or until there is a new one
 EXPIRY_LATE_MS: Final = 250  # where nobody waits for it: so a silent log grows by four entries a second at most
 _NO_TIME: Final = 2**62  # when there will be room for what a limit never has room for, as it is now
 _NOWHERE: Final[frozenset[Key]] = frozenset({(0, "")})  # of no limit: who waits for one to be raised is in nobody's way
@@ -37,7 +39,9 @@ class Admission:
     def __init__(self, reservations: Reservations) -> None:
         """Start with nobody waiting."""
         self.room = WaitingRoom()
+        self.escrows = Escrows(reservations, self.room)
         self._reservations = reservations
+        self._brief: dict[str, None] = {}  # those who wait for a recall alone
         self._told: list[Told] = []
         self._version = 0
 
@@ -111,7 +115,7 @@ class Admission:
         """
         standings = self._standings(wish, now_ms)
         wants_to_wait = wish.deadline_ms > now_ms
-        if not self.room and not wants_to_wait:  # the everyday case
+        if not self.room and not wants_to_wait and not _is_set_aside(standings):  # the everyday case
             return self._grant(wish, standings, now_ms)
         turn = self.room.next_turn(standings, wish.names)
         blocked = self._blocked(standings, turn)
@@ -119,11 +123,28 @@ class Admission:
             if self.room:
                 self.room.pass_by(turn)
             return self._grant(wish, standings, now_ms)
-        if not wants_to_wait or blocked == _NOWHERE or len(self.room) >= WAITING_MAX:
+        if not wants_to_wait and self._may_be_recalled(blocked) and all(map(_fits, standings)):
+            self._brief[wish.reservation] = None
+            wish = wish._replace(deadline_ms=now_ms + RECALL_MS_MAX)
+        elif not wants_to_wait or blocked == _NOWHERE:
+            return self._refusal(wish, standings, blocked, now_ms)
+        if len(self.room) >= WAITING_MAX:
+            self._brief.pop(wish.reservation, None)
             return self._refusal(wish, standings, blocked, now_ms)
         due_ms = self._look_ms(standings, blocked, turn, now_ms)
         self.room.add(Waiter(wish, turn, _keys_of(standings), blocked, due_ms))
         return None
+
+    def take(self, wish: Wish, now_ms: int) -> dict[str, Any]:
+        """Return the decision on a call that was taken from what is set aside: it is granted."""
+        answer = self._reservations.hold(wish.reservation, self._standings(wish, now_ms), now_ms, wish.ttl_ms)
+        answer.update(wish.notes(now_ms))
+        return answer
+
+    def _may_be_recalled(self, blocked: Iterable[Key]) -> bool:
+        """Tell whether anything is set aside of any of these limits."""
+        meters = [(self._reservations.limits.with_number(number), scope) for number, scope in blocked]
+        return any(meter is not None and scope in meter.aside for meter, scope in meters)
 
     def _grant(self, wish: Wish, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
         answer = self._reservations.reserve(wish.reservation, standings, now_ms, wish.ttl_ms)
@@ -138,7 +159,7 @@ class Admission:
             key_of(standing)
             for standing in standings
             if standing.enforced
-            and (not standing.fits or (standing.cost and self.room.has_before(key_of(standing), turn)))
+            and (not standing.fits_now or (standing.cost and self.room.has_before(key_of(standing), turn)))
         )
 
     def _look_ms(self, standings: Sequence[Standing], blocked: frozenset[Key], turn: Turn, now_ms: int) -> int:
@@ -150,7 +171,7 @@ class Admission:
         return self._fits_ms([standing for standing in standings if key_of(standing) in keys], now_ms)
 
     def _fits_ms(self, standings: Sequence[Standing], now_ms: int) -> int:
-        """Return when those of some limits that lack room may have it."""
+        """Return when those of some limits that lack room may have it, if nothing is recalled."""
         waits = [self._reservations.retry_after_ms(standing, now_ms) for standing in standings if not standing.fits]
         return _NO_TIME if None in waits or not waits else now_ms + max([1, *filter(None, waits)])
 
@@ -187,6 +208,10 @@ class Admission:
                     continue
                 if key in self.room.waiters[reservation].blocked:
                     break  # nobody passes here
+        for reservation in list(self._brief):
+            waiter = self.room.waiters.get(reservation)
+            if waiter is not None and not (self._try(waiter, now_ms) or self._may_be_recalled(waiter.blocked)):
+                self._dismiss(self.room.waiters[reservation], now_ms)
 
     def _reconsider(self, now_ms: int) -> None:
         """Look at everybody: what they need may be held against other limits."""
@@ -219,7 +244,7 @@ class Admission:
         if blocked:
             self.room.block(waiter, blocked, max(due_ms, now_ms + 1))
             return False
-        self.room.remove(wish.reservation, granted=True)
+        self._leave(wish.reservation, granted=True)
         self._told.append((wish.client, wish.request_id, self._grant(wish, standings, now_ms)))
         return True
 
@@ -228,8 +253,12 @@ class Admission:
         wish = waiter.wish
         standings = self._standings(wish, now_ms)
         answer = self._refusal(wish, standings, self._blocked(standings, waiter.turn), now_ms)
-        self.room.remove(wish.reservation)
+        self._leave(wish.reservation)
         self._told.append((wish.client, wish.request_id, answer))
+
+    def _leave(self, reservation: str, *, granted: bool = False) -> None:
+        self.room.remove(reservation, granted=granted)
+        self._brief.pop(reservation, None)
 
     def give_up(self, reservation: str, now_ms: int) -> bool:
         """Refuse somebody who does not want to wait any longer; tell whether it waited."""
@@ -245,17 +274,29 @@ class Admission:
 
     def dump(self) -> dict[str, Any]:
         """Return the state as plain values; what is to be told is taken before."""
-        return self.room.dump()
+        return {**self.room.dump(), "brief": list(self._brief), "escrows": self.escrows.dump()}
 
     def restore(self, dumped: Mapping[str, Any]) -> None:
         """Take over what ``dump`` returned; the limits must be restored before."""
         self.room.restore(dumped)
+        self._brief = dict.fromkeys(dumped["brief"])
+        self.escrows.restore(dumped["escrows"])
         self._version = self._reservations.limits.version
 
 
 def _first_from(log_ms: Int64s, time_ms: int) -> int:
     """Return the first of some events in log order that is not before a time; their number if all are."""
     return len(log_ms) if log_ms[-1] < time_ms else int(np.searchsorted(log_ms, time_ms))
+
+
+def _is_set_aside(standings: Sequence[Standing]) -> bool:
+    """Tell whether only what is set aside refuses a call."""
+    return any(each.enforced and not each.fits_now for each in standings) and all(map(_fits, standings))
+
+
+def _fits(standing: Standing) -> bool:
+    """Tell whether a limit would not refuse, were nothing set aside."""
+    return standing.fits or not standing.enforced
 
 
 def _keys_of(standings: Sequence[Standing]) -> tuple[Key, ...]:

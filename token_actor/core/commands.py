@@ -8,17 +8,20 @@ A new command is a function here, and a line in ``COMMANDS``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.columns import Rejection, columns_of
-from token_actor.core.limits import estimate_of, limit_of
+from token_actor.core.escrow import CALLS_MAX, MEASURED, Terms, measures_of
+from token_actor.core.estimates import SOURCES, is_unmeasured
+from token_actor.core.limits import RESERVE_ARGUMENTS, estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import NONE, RELEASED
 from token_actor.core.reservations import DUPLICATE, TTL_MS, TTL_MS_MAX
 from token_actor.core.series import check_selector
 from token_actor.core.sessions import reset_session
-from token_actor.core.usage import check_name
+from token_actor.core.usage import check_count, check_name, check_series_key
 from token_actor.core.waiting import WAIT_MS_MAX, Wish
 from token_actor.errors import InvalidValue
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 Carried: TypeAlias = "tuple[dict[str, Any] | None, list[Rejection]]"  # the answer, and what could not be counted
 ANSWERS_MAX: Final = 100_000  # request ids remembered with their answers; a retry comes within seconds
+ESCROW: Final = "escrow"  # the argument of a ``reserve`` that names what it has taken a call from
+DRAWN: Final = "drawn"  # names the same in the answer
+HINT: Final = "escrow"  # what a client has to know to do so, in the answer to one that was decided
 RESERVATION_ID_MAX: Final = 129  # client id, colon, request id
 _REFUSED: Final = "refused"  # names a refusal among the answers remembered: field, problem, reason
 
@@ -57,6 +63,7 @@ class Outcome:
     answer: dict[str, Any] | None = None
     problem: InvalidValue | None = None
     rejections: Sequence[Rejection] = ()
+    known: bool = False  # who asked for it knows already what it came to
 
 
 def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
@@ -80,7 +87,9 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
         return Outcome()
     ledger.answers.add(request, answer, ANSWERS_MAX)
     told = _told(answer)
-    return replace(told, rejections=rejections) if rejections else told
+    if rejections or DRAWN in answer:
+        return replace(told, rejections=rejections, known=DRAWN in answer)
+    return told
 
 
 def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
@@ -180,8 +189,9 @@ def _limit(command: Command, argument: str) -> Limit:
 
 
 def _reserve(ledger: Ledger, command: Command) -> Carried:
-    """Decide over all limits that cover a call, and hold what it may use."""
+    """Decide over all limits that cover a call, and hold what it may use; or hold what it took by itself."""
     arguments = dict(command.arguments)
+    taken = _take(ledger, arguments)
     reservation = _reservation_of(command)
     ttl_ms = _ms("ttl_ms", arguments.pop("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
     wait_ms = _ms("wait_ms", arguments.pop("wait_ms", 0), 0, WAIT_MS_MAX)
@@ -189,10 +199,36 @@ def _reserve(ledger: Ledger, command: Command) -> Carried:
     if ledger.reservations.state_of(reservation) != NONE:  # reserved once more, what it holds would never come back
         raise InvalidValue("request_id", "was used before, and what was answered is forgotten")
     names, now_ms = ledger.series.counted_as(estimate.series), ledger.log_ms
-    estimate, source = ledger.requests.completed(names, estimate, arguments, for_money=ledger.limits.counts_money)
+    if taken is None:
+        for_money = ledger.limits.counts_money
+        estimate, source = ledger.requests.completed(names, estimate, arguments, for_money=for_money)
+    else:
+        estimate, source = taken[1].completed(estimate, arguments)
     who = (reservation, command.client, command.request_id)
     wish = Wish(*who, tuple(names), estimate, ttl_ms, now_ms, now_ms + wait_ms, source)
-    return ledger.admission.ask(wish, now_ms), []
+    if taken is not None:
+        return {**ledger.admission.take(wish, now_ms), DRAWN: taken[0]}, []
+    answer = ledger.admission.ask(wish, now_ms)
+    if answer is not None and (hint := ledger.admission.escrows.hint(estimate.series)) is not None:
+        answer[HINT] = hint
+    return answer, []
+
+
+def _take(ledger: Ledger, arguments: dict[str, Any]) -> tuple[str, Terms] | None:
+    """Return the escrow that a call was taken from, and its terms; ``None`` when it must be decided.
+
+    The counter on the server counted whatever else is said, so this comes before everything that may be wrong.
+    """
+    number = arguments.pop(ESCROW, None)
+    if number is None:
+        return None
+    with suppress(InvalidValue):  # it will be raised again, by who decides
+        asked = estimate_of({name: value for name, value in arguments.items() if name in RESERVE_ARGUMENTS})
+        measures = None if is_unmeasured(arguments) else measures_of(asked)
+        terms = ledger.admission.escrows.take(str(number), asked.series, asked.requests, measures)
+        return None if terms is None else (str(number), terms)
+    ledger.admission.escrows.take(str(number), "", 0, None)
+    return None
 
 
 def _settle(ledger: Ledger, command: Command) -> Carried:
@@ -225,6 +261,47 @@ def _release(ledger: Ledger, command: Command) -> Carried:
     if ledger.admission.give_up(reservation, ledger.log_ms):
         return {"released": True, "state": RELEASED}, []
     return ledger.reservations.release(reservation, ledger.log_ms), []
+
+
+def _set_aside(ledger: Ledger, command: Command) -> Carried:
+    """Set quota aside for calls of one combination of names, if there is room for all of them."""
+    _check_arguments(command, "number", "series", "most", "source", "calls")
+    number, calls = _number(command), _calls(command)
+    series, most = check_series_key(command.arguments.get("series")), command.arguments.get("most")
+    source = command.arguments.get("source")
+    if not isinstance(most, (list, tuple)) or len(most) != MEASURED:
+        raise InvalidValue("most", f"must be {MEASURED} counts", reason="decode")
+    if source not in SOURCES:
+        raise InvalidValue("source", f"must be one of {', '.join(SOURCES)}", reason="decode")
+    terms = Terms(series, tuple(check_count("most", each) for each in most), source)
+    names = ledger.series.counted_as(series)
+    return {"set_aside": ledger.admission.escrows.set_aside(number, terms, names, calls, ledger.log_ms)}, []
+
+
+def _open_escrow(ledger: Ledger, command: Command) -> Carried:
+    """Count calls that were put into the counter on the server in the same transaction."""
+    _check_arguments(command, "number", "calls")
+    return {"opened": ledger.admission.escrows.open(_number(command), _calls(command))}, []
+
+
+def _recall_escrows(ledger: Ledger, command: Command) -> Carried:
+    """Give back what is set aside; its counters were taken away in the same transaction."""
+    _check_arguments(command, "numbers")
+    numbers = command.arguments.get("numbers")
+    if not isinstance(numbers, (list, tuple)):
+        raise InvalidValue("numbers", "must be a list", reason="decode")
+    return {"recalled": ledger.admission.escrows.recall(map(str, numbers))}, []
+
+
+def _number(command: Command) -> str:
+    number = command.arguments.get("number")
+    if type(number) is not str or not 0 < len(number) <= RESERVATION_ID_MAX:
+        raise InvalidValue("number", "must be the id of an escrow", reason="type")
+    return number
+
+
+def _calls(command: Command) -> int:
+    return _ms("calls", command.arguments.get("calls"), 1, CALLS_MAX)
 
 
 def reservation_id(client: str, request_id: str) -> str:
@@ -269,4 +346,7 @@ COMMANDS: Final[Mapping[str, Callable[[Ledger, Command], Carried]]] = {
     "settle": _settle,
     "extend": _extend,
     "release": _release,
+    "set_aside": _set_aside,
+    "open_escrow": _open_escrow,
+    "recall_escrows": _recall_escrows,
 }

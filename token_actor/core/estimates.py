@@ -37,6 +37,7 @@ KEPT: Final = 32  # requests of a group: the estimate is the second highest, abo
 TOKENS_DEFAULT: Final = 4_096  # of any kind, where nothing was learned: a usual call of an agent with its context
 COST_LEAST: Final = 1  # nano-USD of a call whose cost nobody knows: it does not fit into a budget that is used up
 GIVEN, LEARNED, DEFAULT = "given", "learned", "default"  # where an estimate comes from
+SOURCES: Final = (GIVEN, LEARNED, DEFAULT)
 _MODEL_GROUPS_MAX: Final = 32  # groups of a model looked at for one of its agents that is new
 _COLUMNS: Final = len(TOKEN_KINDS) + 1  # and the cost
 _MAXIMA: Final = (*(TOKENS_MAX,) * len(TOKEN_KINDS), COST_NANOUSD_MAX)
@@ -158,7 +159,7 @@ class RecentRequests:
         at least ``COST_LEAST``.
         """
         unpriced = given.get("cost_usd") is None
-        if unpriced and given.keys().isdisjoint(MEASURES):
+        if is_unmeasured(given):
             found = self.estimate(names, estimate)
             cost_nanousd = found.estimate.cost_nanousd
         else:
@@ -234,3 +235,8 @@ def _joined(columns: Sequence[Int64s]) -> Int64s:
 
 def _named(places: Sequence[int], names: Sequence[str]) -> str:
     return SEPARATOR.join([names[place] for place in places])
+
+
+def is_unmeasured(given: Mapping[str, Any]) -> bool:
+    """Tell whether a call says nothing of what it may use."""
+    return given.get("cost_usd") is None and given.keys().isdisjoint(MEASURES)

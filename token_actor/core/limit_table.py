@@ -47,7 +47,7 @@ class Meter:
     maps values of ``by`` to their counters. ``holders`` are the open reservations of each value,
     as (expiry, id) in that order.
     ``refused`` counts decisions, ``debt`` what was used beyond what was reserved. During its ``pause`` it
-    grants nothing. ``told`` are the thresholds that were told; ``None`` for a limit without periods.
+    grants nothing. ``aside`` is what is set aside of each value (see ``escrow``). ``told`` are the thresholds that were told; ``None`` for a limit without periods.
     """
 
     def __init__(self, number: int, limit: Limit) -> None:
@@ -61,6 +61,7 @@ class Meter:
         self.refused = 0
         self.debt = 0
         self.pause = Pause()
+        self.aside: dict[str, int] = {}
         self._scope_of_row: Int64s = np.zeros(0, dtype=np.int64)
 
     def find(self, scope: str) -> int | None:
@@ -124,7 +125,7 @@ class Meter:
         idle = set(self.counters.idle(now_ms))
         if self.told is not None:
             idle -= self.told.of_now(now_ms)
-        kept = {scope: index for scope, index in self.scopes.items() if index not in idle}
+        kept = {scope: index for scope, index in self.scopes.items() if index not in idle or scope in self.aside}
         self.counters.keep(list(kept.values()))
         if self.told is not None:
             self.told.keep(list(kept.values()))
@@ -159,8 +160,8 @@ class Meter:
 class LimitTable:
     """Hold the limits in force by name, in the order in which they were first put.
 
-    ``version`` grows with every change, so that who has a copy knows when it is old. ``watch`` collects
-    what is to be told of budgets.
+    ``version`` grows with every change, so that who has a copy knows when it is old. ``changes`` counts those of
+    this process, and pauses too. ``watch`` collects what is to be told of budgets.
     """
 
     def __init__(self) -> None:
@@ -172,6 +173,7 @@ class LimitTable:
         self._next_number = 1
         self._hour = 0
         self.version = 0
+        self.changes = 0
         self.watch = Watch()
 
     def __len__(self) -> int:
@@ -197,7 +199,7 @@ class LimitTable:
             if known.told is not None:
                 known.told.change(limit)
                 self.watch.touch(known, known.scopes.values())
-            self.version += 1
+            self._note_change()
             return True
         most, there = LIMITS_MAX, len(self._counting)
         if is_killed(limit.name, limit.amount):
@@ -211,8 +213,12 @@ class LimitTable:
         self._take(meter)
         self._sort_out()
         self._next_number += 1
-        self.version += 1
+        self._note_change()
         return False
+
+    def _note_change(self) -> None:
+        self.version += 1
+        self.changes += 1
 
     def _take(self, meter: Meter) -> None:
         self.meters[meter.limit.name] = meter
@@ -234,7 +240,7 @@ class LimitTable:
         if meter is not None:
             del self._by_number[meter.number]
             self._sort_out()
-            self.version += 1
+            self._note_change()
         return meter is not None
 
     def with_number(self, number: int) -> Meter | None:

@@ -46,6 +46,7 @@ def pause_limits(limits: LimitTable, names: list[str], now_ms: int, for_ms: int)
     That is no change of the table: who waits is looked at when its time comes, and clients need no new copy.
     """
     meters = [limits.meters[name] for name in names if name in limits.meters]
+    limits.changes += len(meters)
     for meter in meters:
         pause(meter, now_ms, for_ms)
     return {"paused": {meter.limit.name: meter.pause.left_ms(now_ms) for meter in meters}}

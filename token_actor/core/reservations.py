@@ -62,6 +62,7 @@ class Reservations:
         self.closed: OrderedDict[str, Closed] = OrderedDict()
         self.expired = 0
         self.unknown_settled = 0
+        self.promised = 0  # calls that are set aside, each of which may be open at any moment
         self._due: list[tuple[int, str]] = []
         self._freed: list[tuple[int, str]] = []
 
@@ -190,11 +191,15 @@ class Reservations:
             standing.meter.refused += 1
         if any(standing.enforced for standing in unfit):
             return {**self._refusal(unfit, now_ms), "reservation": None, "expires_ms": None}
-        if len(self.open) >= OPEN_MAX:
-            due_ms = self.due_ms()
-            assert due_ms is not None, "what is open expires"
+        if self.is_full:
+            due_ms = self.due_ms() or now_ms + 1  # all may be set aside
             full = {"granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
             return {**self._grant(tightest_after(standings), unfit), **full, "reservation": None, "expires_ms": None}
+        return self.hold(reservation, standings, now_ms, ttl_ms)
+
+    def hold(self, reservation: str, standings: Sequence[Standing], now_ms: int, ttl_ms: int) -> dict[str, Any]:
+        """Take what ``standings`` say it costs, whether or not there is room; return that it was granted, as a map."""
+        unfit = [standing for standing in standings if not standing.fits]
         holds = tuple(hold_of(standing, now_ms) for standing in standings if standing.cost)
         self._open(reservation, Open(holds, now_ms + ttl_ms))
         held = [standing.held() for standing in standings]
@@ -224,6 +229,23 @@ class Reservations:
                 if not holders:
                     del meter.holders[hold.scope]
         return found
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether no more can be open."""
+        return len(self.open) + self.promised >= OPEN_MAX
+
+    def set_aside(self, number: int, scope: str, amount: int) -> None:
+        """Set an amount aside of the limit with a number, or give it back when it is below 0."""
+        meter = self.limits.with_number(number)
+        if meter is not None and amount:
+            aside = meter.aside.get(scope, 0) + amount
+            if aside:
+                meter.aside[scope] = aside
+            else:
+                del meter.aside[scope]
+        if amount < 0:
+            self._freed.append((number, scope))
 
     # --- the rest of a life ------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from token_actor.errors import SnapshotError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-STATE_VERSION: Final = 4
+STATE_VERSION: Final = 5
 _HEAD: Final = "head"
 _RESET_BITS: Final = 13  # 8192 baselines are one segment
 
@@ -77,7 +77,7 @@ def _resets(resets: Mapping[tuple[str, str], Baseline]) -> Iterator[Segment]:
 
 def _limits(ledger: Ledger) -> Iterator[Segment]:
     """Yield what is limited and reserved, in one piece: its size follows what is in use, not what was ever used."""
-    if ledger.limits.version or ledger.reservations.open or ledger.reservations.closed:
+    if ledger.limits.version or ledger.reservations.open or ledger.reservations.closed or ledger.admission.escrows:
         tree = {
             "limits": ledger.limits.dump(),
             "reservations": ledger.reservations.dump(),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Standing(NamedTuple):
     """Say how one limit stands towards one cost.
 
-    ``left`` is what is not taken, whether or not it can be granted now.
+    ``left`` is what is not taken, whether or not it can be granted now; ``aside`` of it is set aside (see ``escrow``).
     """
 
     meter: Meter
@@ -27,6 +27,7 @@ class Standing(NamedTuple):
     reserved: int
     left: int
     paused_ms: int = 0
+    aside: int = 0
 
     @property
     def remaining(self) -> int:
@@ -35,8 +36,17 @@ class Standing(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Tell whether the cost can be granted now; nothing always can."""
+        """Tell whether the cost can be granted, once what is set aside is recalled; nothing always can."""
         return self.cost <= (0 if self.paused_ms else self.left)
+
+    @property
+    def fits_now(self) -> bool:
+        """Tell whether the cost can be granted without touching what is set aside."""
+        return not self.cost or (self.fits and self.cost <= self.left - self.aside)
+
+    def has_room_for(self, calls: int) -> bool:
+        """Tell whether so many calls of the cost can be granted without touching what is set aside."""
+        return not self.paused_ms and calls * self.cost <= self.left - self.aside
 
     @property
     def never(self) -> bool:
@@ -51,7 +61,7 @@ class Standing(NamedTuple):
     def held(self) -> Standing:
         """Return how the limit stands when the cost is reserved."""
         reserved, left = self.reserved + self.cost, max(0, self.left - self.cost)
-        return Standing(self.meter, self.scope, self.cost, self.used, reserved, left, self.paused_ms)
+        return Standing(self.meter, self.scope, self.cost, self.used, reserved, left, self.paused_ms, self.aside)
 
     def figures(self) -> dict[str, Any]:
         """Return what is taken of how much, and by whom, as a map."""
@@ -90,7 +100,8 @@ def standing_of(meter: Meter, scope: str, cost: int, now_ms: int) -> Standing:
     counter = meter.find(scope)
     used, reserved = (0, 0) if counter is None else meter.counters.sums(counter, now_ms)
     left = max(0, meter.limit.capacity - used - reserved)
-    return Standing(meter, scope, cost, used, reserved, left, meter.pause.left_ms(now_ms))
+    aside = meter.aside.get(meter.name_of(scope), 0) if meter.aside else 0
+    return Standing(meter, scope, cost, used, reserved, left, meter.pause.left_ms(now_ms), aside)
 
 
 def shown(standing: Standing | None) -> dict[str, Any]:

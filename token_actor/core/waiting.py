@@ -102,6 +102,10 @@ class WaitingRoom:
         """Return how many wait who need the limit with this number."""
         return sum(count for (number, _), count in self._needing.items() if number == meter)
 
+    def needs(self, key: Key) -> bool:
+        """Tell whether somebody waits who needs a limit."""
+        return key in self._needing
+
     def next_turn(self, standings: Sequence[Standing], names: Sequence[str]) -> Turn:
         """Return the turn of somebody who comes now."""
         places = []

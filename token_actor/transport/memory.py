@@ -128,6 +128,10 @@ class MemoryConnection:
             self._shared.changed.notify_all()
             return outcomes
 
+    def write_together(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See ``ports.Writer``; every call has the server to itself."""
+        return self.write(operations)
+
     def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
         """See ``ports.Writer``."""
         with self._serving() as keyspace:

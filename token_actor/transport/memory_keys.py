@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, assert_never, cast
 
 from token_actor.errors import ServerRefused
 from token_actor.transport.ports import (
+    AddToField,
     Append,
     Delete,
     DeleteEntries,
+    DeleteFields,
     Entry,
     Expire,
     Increment,
@@ -48,6 +50,7 @@ ID_INVALID: Final = "ERR Invalid stream ID specified as stream command argument"
 START_INVALID: Final = "ERR invalid start ID for the interval"
 END_INVALID: Final = "ERR invalid end ID for the interval"
 NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
+FIELD_NOT_AN_INTEGER: Final = "ERR hash value is not an integer"
 EXPIRE_INVALID: Final = "ERR invalid expire time in 'set' command"
 ARGUMENTS: Final = "ERR wrong number of arguments for '{}' command"
 
@@ -127,6 +130,10 @@ class Keyspace:
                 return self._put(operation)
             case PutField():
                 return self._put_field(operation)
+            case AddToField():
+                return self._add_to_field(operation)
+            case DeleteFields(key=key, fields=fields):
+                return self._delete_fields(key, fields)
             case Delete(keys=keys):
                 if not keys:
                     raise ServerRefused(ARGUMENTS.format("del"))
@@ -170,6 +177,24 @@ class Keyspace:
         fields[put.field] = put.value
         self._values[put.key] = fields
         return 1
+
+    def _add_to_field(self, add: AddToField) -> int:
+        fields: dict[bytes, bytes] = self.value(add.key, dict) or {}
+        text = fields.get(add.field, b"0")
+        if not INTEGER_TEXT.fullmatch(text):
+            raise ServerRefused(FIELD_NOT_AN_INTEGER)
+        fields[add.field] = b"%d" % (int(text) + add.amount)
+        self._values[add.key] = fields
+        return int(fields[add.field])
+
+    def _delete_fields(self, key: bytes, names: Sequence[bytes]) -> int:
+        if not names:
+            raise ServerRefused(ARGUMENTS.format("hdel"))
+        fields: dict[bytes, bytes] = self.value(key, dict) or {}
+        found = sum(fields.pop(name, None) is not None for name in names)
+        if found and not fields:
+            self._forget(key)
+        return found
 
     def _increment(self, key: bytes) -> int:
         text = self.value(key, bytes)

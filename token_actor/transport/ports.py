@@ -94,6 +94,23 @@ class PutField:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddToField:
+    """Add to an integer in a field of a hash, which is 0 when it is absent. Outcome: its new value."""
+
+    key: bytes
+    field: bytes
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteFields:
+    """Delete fields of a hash. Outcome: how many were there."""
+
+    key: bytes
+    fields: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
     """Delete keys. Outcome: how many were there."""
 
@@ -107,7 +124,9 @@ class Increment:
     key: bytes
 
 
-Operation: TypeAlias = Append | Expire | TrimBelow | DeleteEntries | Put | PutField | Delete | Increment
+Operation: TypeAlias = (
+    Append | Expire | TrimBelow | DeleteEntries | Put | PutField | AddToField | DeleteFields | Delete | Increment
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +184,12 @@ class Writer(Protocol):
 
         A refused operation is a ``ServerRefused`` *in the list* and does not stop the others; it is
         not a transaction.
+        """
+
+    def write_together(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Carry out ``operations``, at least one, with nothing of anybody else's in between, in one round trip.
+
+        Outcomes are those of ``write_if``.
         """
 
     def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:

@@ -184,6 +184,16 @@ class RedisConnection:
             if isinstance(held, ServerRefused):
                 raise held
             return None if held != holds else []
+        return self._transaction(operations)
+
+    def write_together(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See ``ports.Writer``."""
+        outcomes = self._transaction(operations)
+        assert outcomes is not None, "nothing is watched"
+        return outcomes
+
+    def _transaction(self, operations: Sequence[Operation]) -> list[Outcome] | None:
+        """Return what a transaction comes to; ``None`` when something that was watched has changed."""
         with self._conversation((b"MULTI",), *map(command, operations), (b"EXEC",)):
             queued = [self._reply() for _ in range(1 + len(operations))][1:]
             done = self._reply()

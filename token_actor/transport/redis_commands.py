@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from token_actor.transport.ports import (
+    AddToField,
     Append,
     Delete,
     DeleteEntries,
+    DeleteFields,
     Expire,
     Increment,
     Operation,
@@ -46,6 +48,10 @@ def command(operation: Operation) -> Command:  # noqa: PLR0911 - one return per 
             return (b"SET", key, value, *life, *((b"NX",) if only_if_absent else ()))
         case PutField(key=key, field=field, value=value):
             return (b"HSETNX", key, field, value)
+        case AddToField(key=key, field=field, amount=amount):
+            return (b"HINCRBY", key, field, amount)
+        case DeleteFields(key=key, fields=fields):
+            return (b"HDEL", key, *fields)
         case Delete(keys=keys):
             return (b"DEL", *keys)
         case Increment(key=key):

@@ -11,6 +11,7 @@ key                                type    what                                 
 ``{ns:p}:dead``                    stream  what could not be applied, with the reason        the leader
 ``{ns:p}:notices``                 stream  thresholds of budgets that were reached                   the leader
 ``{ns:p}:notified:<consumer>``     string  the last notice that a consumer was given                 ``notify``
+``{ns:p}:escrow``                  hash    calls that may be taken, by number of the escrow  the leader; clients take
 ``{ns:p}:leader``                  string  who leads, as ``<epoch>:<holder>``; with a TTL     actors
 ``{ns:p}:epoch``                   string  the last epoch given to a leader                  actors
 ``{ns:p}:snapshots``               stream  manifests, with the id ``<epoch>-<n>``            the leader
@@ -83,6 +84,11 @@ class Keys:
     def snapshots(self) -> bytes:
         """Return the key of the stream of manifests."""
         return self._key("snapshots")
+
+    @property
+    def escrow(self) -> bytes:
+        """Return the key of the counters of what is set aside."""
+        return self._key("escrow")
 
     def inbox(self, client: str) -> bytes:
         """Return the key of the answers to one client."""

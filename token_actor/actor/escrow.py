@@ -1,0 +1,292 @@
+"""What a leader sets aside ahead of need: for whom, how much, and when it is recalled (see ``core.escrow``).
+
+Nothing here decides anything: the fold does, so another policy changes how fast answers are, and never what they are.
+A combination of names that asks often gets about as many calls as it makes in a second, unless that is more than a
+share of what some limit has left; more of them when half are taken; and none while somebody waits for that limit.
+Everything is recalled before anybody is told that a limit was changed. What an earlier leader has set aside is
+recalled as well: this one does not know what became of its counters.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from token_actor.core.commands import Command
+from token_actor.core.escrow import CALLS_MAX, Most, Terms, covers
+from token_actor.core.limits import MEASURES
+from token_actor.core.reservations import OPEN_MAX
+from token_actor.core.usage import series_of
+from token_actor.errors import ServerRefused, TransportError
+from token_actor.transport.ports import AddToField, Append, Delete, DeleteFields
+from token_actor.wire.messages import COMMAND_FIELD, encode_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from token_actor.actor.follower import Follower
+    from token_actor.actor.leadership import Leadership
+    from token_actor.actor.settings import ActorSettings, Clock
+    from token_actor.core.ledger import Ledger
+    from token_actor.transport.ports import Connection, Operation
+
+OFTEN: Final = 8  # decisions of one combination within a second, from which on it is worth two entries of the log
+SPAN_MS: Final = 1_000
+SHARE: Final = 8  # no more than this part of what a limit has left is set aside at once
+CALLS_MIN: Final = 4  # for fewer it is not worth it
+IDLE_MS: Final = 5_000  # without a call taken, until the rest is recalled
+LOOK_MS: Final = 1_000  # between two looks at everything that is set aside
+REST_MS: Final = 60_000  # after a refusal, until it is tried again
+COMBINATIONS_MAX: Final = 10_000  # whose decisions are counted; beyond that, counting begins anew
+LEADER: Final = "leader"  # the name under which a leader gives commands
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Demand:
+    """Hold how often one combination was decided lately, and the most that its calls may use."""
+
+    since_ms: int
+    most: Most
+    source: str
+    decisions: int = 0
+
+
+@dataclass(slots=True)
+class _Own:
+    """Hold one escrow of this leader: when more calls were last asked for, how many the counter had then, and uses."""
+
+    terms: Terms
+    target: int
+    asked: str | None = None
+    calls: int = 0
+    left: int = 0
+    since_ms: int = 0
+    taken_ms: int = 0
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Hold what is to be written in one transaction."""
+
+    operations: list[Operation] = field(default_factory=list)
+    recalled: list[str] = field(default_factory=list)
+
+
+class EscrowKeeper:
+    """Set aside and recall for one leader, a step per turn."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: ActorSettings,
+        clock: Clock,
+        follower: Follower,
+        leadership: Leadership,
+    ) -> None:
+        """Start with nothing."""
+        self._connection = connection
+        self._keys = settings.keys
+        self._name = f"{zlib.crc32(settings.holder.encode()):08x}"
+        self._clock = clock
+        self._follower = follower
+        self._leadership = leadership
+        self._numbers = count(1)
+        self._rests_until_ms = 0  # after a refusal
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: what is set aside now is somebody else's, or nobody knows what became of it."""
+        self._own: dict[str, _Own] = {}
+        self._of_series: dict[str, str] = {}
+        self._demand: dict[str, _Demand] = {}
+        self._wanted: dict[str, _Demand] = {}
+        self._taken: set[str] = set()
+        self._seen = -1  # of the changes of what is set aside
+        self._table = -1  # of the changes of the limits
+        self._looked_ms = self._clock.ticks_ms()
+
+    def note(self, decided: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], taken: Iterable[str]) -> None:
+        """Take what was granted by a decision, as arguments and answer, and the numbers that calls were taken from."""
+        self._taken.update(taken)
+        ticks_ms = self._clock.ticks_ms()
+        for arguments, answer in decided:
+            if arguments.get("requests", 1) == 1:
+                self._note(series_of(arguments), answer["estimate"], ticks_ms)
+
+    def _note(self, series: str, estimate: Mapping[str, Any], ticks_ms: int) -> None:
+        most = tuple(estimate.get(name, 0) for name in (*MEASURES, "cost_nanousd"))
+        demand = self._demand.get(series)
+        if demand is None:
+            if len(self._demand) >= COMBINATIONS_MAX:
+                self._demand.clear()
+            demand = self._demand[series] = _Demand(ticks_ms, most, estimate["source"])
+        elif ticks_ms - demand.since_ms > SPAN_MS:
+            demand.since_ms, demand.most, demand.decisions = ticks_ms, most, 0
+        demand.decisions += 1
+        demand.most = tuple(map(max, demand.most, most))
+        demand.source = estimate["source"]
+        if demand.decisions >= OFTEN:
+            self._wanted[series] = demand
+
+    def step(self) -> None:
+        """Write what there is to write. Raises ``LeadershipLost``, ``ServerUnavailable``."""
+        ledger, ticks_ms = self._follower.ledger, self._clock.ticks_ms()
+        escrows = ledger.admission.escrows
+        if not (escrows or self._own or self._wanted) or ticks_ms < self._rests_until_ms:
+            self._taken.clear()
+            self._wanted.clear()
+            return
+        plan = _Plan()
+        self._recall(plan, ledger, ticks_ms)
+        self._open(plan, ledger, ticks_ms)
+        if not ledger.admission.room:
+            self._ask_for_more(plan, ledger, ticks_ms)
+        self._taken.clear()
+        self._wanted.clear()
+        if plan.recalled:
+            fields = [number.encode() for number in plan.recalled]
+            plan.operations.append(DeleteFields(key=self._keys.escrow, fields=fields))
+            plan.operations.append(self._command("recall_escrows", {"numbers": plan.recalled}))
+        if plan.operations:
+            self._write(plan.operations)
+
+    def _write(self, operations: list[Operation]) -> None:
+        try:
+            outcomes = self._leadership.write(operations)
+        except TransportError:
+            self.forget()  # nobody knows whether it was written
+            raise
+        refused = next((outcome for outcome in outcomes if isinstance(outcome, ServerRefused)), None)
+        if refused is not None:
+            self._rest(refused)
+
+    def _rest(self, refused: ServerRefused) -> None:
+        """Set nothing aside for a while; a counter that was changed, when the log was not, does not count."""
+        self._leadership.write([Delete(keys=[self._keys.escrow])])
+        self.forget()
+        self._rests_until_ms = self._clock.ticks_ms() + REST_MS
+        extra = {"action": "escrow_refused", "problem": str(refused)}
+        log.warning("The server does not let quota be set aside; the actor decides every call itself", extra=extra)
+
+    # --- recalling -----------------------------------------------------------------------------
+
+    def _recall(self, plan: _Plan, ledger: Ledger, ticks_ms: int) -> None:
+        """Plan to recall what is of no use, in nobody's hands, or in somebody's way."""
+        escrows, room = ledger.admission.escrows, ledger.admission.room
+        looks = ticks_ms - self._looked_ms >= LOOK_MS
+        numbers = {number for number in self._wanted_numbers() if self._is_of_no_use(ledger, number)}
+        if ledger.limits.changes != self._table:
+            self._table = ledger.limits.changes
+            numbers.update(escrows.by_number)
+        if escrows.changes != self._seen:
+            self._seen = escrows.changes
+            numbers.update(number for number in escrows.by_number if number not in self._own)
+        if room:
+            needed = ((number, any(room.needs(key) for key, _ in each.amounts)) for number, each in escrows.by_number.items())
+            numbers.update(number for number, is_needed in needed if is_needed)
+        for number in self._taken & self._own.keys():
+            self._own[number].taken_ms = ticks_ms
+        if looks:
+            self._looked_ms = ticks_ms
+            self._sweep(escrows.by_number)
+            crowded = 4 * (ledger.reservations.promised + len(ledger.reservations.open)) > 3 * OPEN_MAX
+            for number in self._own.keys() & escrows.by_number.keys():
+                idle = ticks_ms - self._own[number].taken_ms >= IDLE_MS
+                if crowded or idle or self._is_of_no_use(ledger, number):
+                    numbers.add(number)
+        for number in sorted(numbers):
+            self._drop(number)
+            plan.recalled.append(number)
+
+    def _drop(self, number: str) -> None:
+        own = self._own.pop(number, None)
+        if own is not None:
+            del self._of_series[own.terms.series]
+
+    def _wanted_numbers(self) -> list[str]:
+        """Return from which escrows calls might have been taken that had to be decided."""
+        found = [self._of_series[series] for series in self._wanted if series in self._of_series]
+        return [number for number in found if number in self._follower.ledger.admission.escrows.by_number]
+
+    def _is_of_no_use(self, ledger: Ledger, number: str) -> bool:
+        """Tell whether calls have become larger than an escrow's, or usage has taken the room that is set aside."""
+        terms = ledger.admission.escrows.by_number[number].terms
+        demand = self._wanted.get(terms.series)
+        if demand is not None and not covers(terms.most, demand.most):
+            return True
+        names = ledger.series.counted_as(terms.series)
+        standings = ledger.reservations.standings(names, terms.estimate, ledger.log_ms)
+        return any(each.enforced and (each.paused_ms > 0 or each.left < each.aside) for each in standings)
+
+    def _sweep(self, known: Mapping[str, object]) -> None:
+        """Let go of counters that nobody may take from: clients that came too late have left them."""
+        fields = self._connection.get_fields(self._keys.escrow)
+        stray = [name for name in fields if name.decode("ascii", "replace") not in known]
+        if stray:
+            self._leadership.write([DeleteFields(key=self._keys.escrow, fields=stray)])
+
+    # --- setting aside -------------------------------------------------------------------------
+
+    def _open(self, plan: _Plan, ledger: Ledger, ticks_ms: int) -> None:
+        """Put calls that were set aside into their counters."""
+        for number, own in list(self._own.items()):
+            answer = None if own.asked is None else ledger.answers.get((LEADER, own.asked))
+            if answer is None:
+                continue
+            own.asked = None
+            if answer.get("set_aside"):
+                plan.operations.append(AddToField(key=self._keys.escrow, field=number.encode(), amount=own.calls))
+                plan.operations.append(self._command("open_escrow", {"number": number, "calls": own.calls}))
+                own.left, own.since_ms = max(0, ledger.admission.escrows.by_number[number].left) + own.calls, ticks_ms
+            elif number not in ledger.admission.escrows.by_number:
+                self._drop(number)
+
+    def _ask_for_more(self, plan: _Plan, ledger: Ledger, ticks_ms: int) -> None:
+        for series, demand in self._wanted.items():
+            if series not in self._of_series:
+                terms = Terms(series, demand.most, demand.source)
+                calls = demand.decisions * SPAN_MS // max(1, ticks_ms - demand.since_ms)
+                own = _Own(terms, _within(calls), taken_ms=ticks_ms)
+                number = self._new_id()
+                if self._ask(plan, ledger, number, own, own.target):
+                    self._own[number] = own
+                    self._of_series[series] = number
+                else:
+                    demand.since_ms, demand.decisions = ticks_ms, 0
+        for number in self._taken & self._own.keys() & ledger.admission.escrows.by_number.keys():
+            own, escrow = self._own[number], ledger.admission.escrows.by_number[number]
+            if own.asked is None and not escrow.pending and 2 * escrow.left < own.left:
+                taken = own.left - escrow.left
+                own.target = _within(taken * SPAN_MS // max(1, ticks_ms - own.since_ms))
+                self._ask(plan, ledger, number, own, own.target - max(0, escrow.left))
+
+    def _ask(self, plan: _Plan, ledger: Ledger, number: str, own: _Own, calls: int) -> bool:
+        """Ask the log for so many calls, or as many as there is a share of room for; tell whether for any."""
+        terms = own.terms
+        names = ledger.series.counted_as(terms.series)
+        for each in ledger.reservations.standings(names, terms.estimate, ledger.log_ms):
+            if each.enforced and each.cost:
+                calls = min(calls, 0 if each.paused_ms else (each.left - each.aside) // (SHARE * each.cost))
+        if calls < CALLS_MIN:
+            return False
+        arguments = {"number": number, "series": terms.series, "most": list(terms.most), "source": terms.source}
+        own.calls, own.asked = calls, self._new_id()
+        plan.operations.append(self._command("set_aside", {**arguments, "calls": calls}, own.asked))
+        return True
+
+    def _new_id(self) -> str:
+        return f"{self._name}.{self._leadership.epoch}.{next(self._numbers)}"
+
+    def _command(self, operation: str, arguments: Mapping[str, Any], request_id: str | None = None) -> Append:
+        request_id = request_id or self._new_id()
+        command = Command(operation=operation, request_id=request_id, client=LEADER, arguments=arguments)
+        return Append(key=self._keys.log, fields=[COMMAND_FIELD, encode_command(command)])
+
+
+def _within(calls: int) -> int:
+    return max(2 * OFTEN, min(calls, CALLS_MAX))

@@ -1,0 +1,114 @@
+"""Drawing: a call that is granted without asking the actor, from what it has set aside (see ``core.escrow``).
+
+The answer to a call that the actor decided says from which counter the next ones may take. A line takes only from
+what it heard of on its own connection, and forgets all of it when that breaks: on the other side there may be
+another server then, with other counters.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from token_actor.core.commands import DRAWN, HINT, reservation_id
+from token_actor.core.escrow import Most, covers
+from token_actor.core.estimates import GIVEN, Estimated
+from token_actor.errors import ServerRefused
+from token_actor.transport.ports import AddToField
+from token_actor.wire.entries import log_ms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from token_actor.core.limits import Estimate
+    from token_actor.transport.ports import Append, Connection
+
+HINTS_MAX: Final = 1_024  # per line, about 2 KB each
+
+
+class Call(NamedTuple):
+    """Say what a call is taken to use, what it says of that itself (``None``: nothing), and how long it may be held."""
+
+    estimate: Estimate
+    measures: Most | None
+    ttl_ms: int
+
+
+class Wanted(NamedTuple):
+    """Hold a call, where the counters are, what makes its entry of a request id and the number of an escrow.
+
+    ``note`` is told the id of the entry of a call that was taken.
+    """
+
+    key: bytes
+    estimate: Estimate
+    measures: Most | None
+    ttl_ms: int
+    make: Callable[[str, str], Append]
+    note: Callable[[bytes], None]
+
+
+class _Hint(NamedTuple):
+    """Hold from which escrow calls may be taken, and the actor's last decision, on a call of which measures."""
+
+    number: str
+    field: bytes
+    most: Most
+    measures: Most | None
+    decision: Mapping[str, Any]
+
+
+class Hints:
+    """Know what one line may take from."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._known: OrderedDict[tuple[bytes, str], _Hint] = OrderedDict()
+
+    def forget(self) -> None:
+        """Forget everything: the connection broke."""
+        self._known.clear()
+
+    def learn(self, wanted: Wanted, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return an answer of the actor without what it says of an escrow, which is remembered."""
+        if HINT not in answer:
+            return answer
+        decision = dict(answer)
+        hint = decision.pop(HINT)
+        if decision["granted"]:
+            number = hint["number"]
+            known = _Hint(number, number.encode(), tuple(hint["most"]), wanted.measures, decision)
+            self._known[wanted.key, wanted.estimate.series] = known
+            if len(self._known) > HINTS_MAX:
+                self._known.popitem(last=False)
+        return decision
+
+    def find(self, wanted: Wanted) -> _Hint | None:
+        """Return from what a call may be taken; ``None`` when the actor has to be asked."""
+        hint = self._known.get((wanted.key, wanted.estimate.series))
+        return hint if hint is not None and covers(hint.most, wanted.measures) else None
+
+    def draw(
+        self, connection: Connection, wanted: Wanted, hint: _Hint, client: str, request_id: str
+    ) -> Mapping[str, Any] | None:
+        """Append the call, and take it; return the decision, or ``None`` when the actor will answer it.
+
+        Raises ``ServerRefused``, and ``ServerUnavailable`` when nobody knows whether it was appended.
+        """
+        take = AddToField(key=wanted.key, field=hint.field, amount=-1)
+        left, entry_id = connection.write_together([take, wanted.make(request_id, hint.number)])
+        if isinstance(entry_id, ServerRefused):
+            raise entry_id
+        assert isinstance(entry_id, bytes), "an append comes to an id"
+        if not isinstance(left, int) or left < 0:
+            del self._known[wanted.key, wanted.estimate.series]
+            return None
+        wanted.note(entry_id)
+        decision = dict(hint.decision)
+        if wanted.measures != hint.measures:  # what it costs is known to whoever decides
+            decision["cost"] = None
+            decision["estimate"] = Estimated(wanted.estimate, GIVEN).as_map()
+        decision["reservation"] = reservation_id(client, request_id)
+        decision["expires_ms"] = log_ms_of(entry_id) + wanted.ttl_ms
+        decision[DRAWN] = hint.number
+        return decision
