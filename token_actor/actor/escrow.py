@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,20 +61,11 @@ class _Own:
     """Hold one escrow of this leader: when more calls were last asked for, how many the counter had then, and uses."""
 
     terms: Terms
-    target: int
     asked: str | None = None
     calls: int = 0
     left: int = 0
     since_ms: int = 0
     taken_ms: int = 0
-
-
-@dataclass(slots=True)
-class _Plan:
-    """Hold what is to be written in one transaction."""
-
-    operations: list[Operation] = field(default_factory=list)
-    recalled: list[str] = field(default_factory=list)
 
 
 class EscrowKeeper:
@@ -133,27 +124,20 @@ class EscrowKeeper:
         if demand.decisions >= OFTEN:
             self._wanted[series] = demand
 
-    def step(self) -> None:
-        """Write what there is to write. Raises ``LeadershipLost``, ``ServerUnavailable``."""
+    def step(self) -> bool:
+        """Write what there is to write; tell whether calls were taken. Raises what ``Leadership.write`` does."""
         ledger, ticks_ms = self._follower.ledger, self._clock.ticks_ms()
-        escrows = ledger.admission.escrows
-        if not (escrows or self._own or self._wanted) or ticks_ms < self._rests_until_ms:
-            self._taken.clear()
-            self._wanted.clear()
-            return
-        plan = _Plan()
-        self._recall(plan, ledger, ticks_ms)
-        self._open(plan, ledger, ticks_ms)
-        if not ledger.admission.room:
-            self._ask_for_more(plan, ledger, ticks_ms)
+        taken = bool(self._taken)
+        if (self._own or self._wanted or ledger.admission.escrows) and ticks_ms >= self._rests_until_ms:
+            operations = self._recall(ledger, ticks_ms)
+            operations += self._open(ledger, ticks_ms)
+            if not ledger.admission.room:
+                operations += self._set_aside(ledger, ticks_ms)
+            if operations:
+                self._write(operations)
         self._taken.clear()
         self._wanted.clear()
-        if plan.recalled:
-            fields = [number.encode() for number in plan.recalled]
-            plan.operations.append(DeleteFields(key=self._keys.escrow, fields=fields))
-            plan.operations.append(self._command("recall_escrows", {"numbers": plan.recalled}))
-        if plan.operations:
-            self._write(plan.operations)
+        return taken
 
     def _write(self, operations: list[Operation]) -> None:
         try:
@@ -175,8 +159,8 @@ class EscrowKeeper:
 
     # --- recalling -----------------------------------------------------------------------------
 
-    def _recall(self, plan: _Plan, ledger: Ledger, ticks_ms: int) -> None:
-        """Plan to recall what is of no use, in nobody's hands, or in somebody's way."""
+    def _recall(self, ledger: Ledger, ticks_ms: int) -> list[Operation]:
+        """Return what recalls what is of no use, in nobody's hands, or in somebody's way."""
         escrows, room = ledger.admission.escrows, ledger.admission.room
         looks = ticks_ms - self._looked_ms >= LOOK_MS
         numbers = {number for number in self._wanted_numbers() if self._is_of_no_use(ledger, number)}
@@ -199,9 +183,13 @@ class EscrowKeeper:
                 idle = ticks_ms - self._own[number].taken_ms >= IDLE_MS
                 if crowded or idle or self._is_of_no_use(ledger, number):
                     numbers.add(number)
-        for number in sorted(numbers):
+        if not numbers:
+            return []
+        for number in numbers:
             self._drop(number)
-            plan.recalled.append(number)
+        fields = [number.encode() for number in sorted(numbers)]
+        recall = self._command("recall_escrows", {"numbers": sorted(numbers)})
+        return [DeleteFields(key=self._keys.escrow, fields=fields), recall]
 
     def _drop(self, number: str) -> None:
         own = self._own.pop(number, None)
@@ -232,52 +220,54 @@ class EscrowKeeper:
 
     # --- setting aside -------------------------------------------------------------------------
 
-    def _open(self, plan: _Plan, ledger: Ledger, ticks_ms: int) -> None:
-        """Put calls that were set aside into their counters."""
+    def _open(self, ledger: Ledger, ticks_ms: int) -> list[Operation]:
+        """Return what puts calls that were set aside into their counters."""
+        operations: list[Operation] = []
         for number, own in list(self._own.items()):
             answer = None if own.asked is None else ledger.answers.get((LEADER, own.asked))
             if answer is None:
                 continue
             own.asked = None
             if answer.get("set_aside"):
-                plan.operations.append(AddToField(key=self._keys.escrow, field=number.encode(), amount=own.calls))
-                plan.operations.append(self._command("open_escrow", {"number": number, "calls": own.calls}))
+                operations.append(AddToField(key=self._keys.escrow, field=number.encode(), amount=own.calls))
+                operations.append(self._command("open_escrow", {"number": number, "calls": own.calls}))
                 own.left, own.since_ms = max(0, ledger.admission.escrows.by_number[number].left) + own.calls, ticks_ms
             elif number not in ledger.admission.escrows.by_number:
                 self._drop(number)
+        return operations
 
-    def _ask_for_more(self, plan: _Plan, ledger: Ledger, ticks_ms: int) -> None:
-        for series, demand in self._wanted.items():
-            if series not in self._of_series:
-                terms = Terms(series, demand.most, demand.source)
-                calls = demand.decisions * SPAN_MS // max(1, ticks_ms - demand.since_ms)
-                own = _Own(terms, _within(calls), taken_ms=ticks_ms)
-                number = self._new_id()
-                if self._ask(plan, ledger, number, own, own.target):
-                    self._own[number] = own
-                    self._of_series[series] = number
-                else:
-                    demand.since_ms, demand.decisions = ticks_ms, 0
+    def _set_aside(self, ledger: Ledger, ticks_ms: int) -> list[Operation]:
+        """Return what asks the log for calls: for who asks often, and where half of them are taken."""
+        operations: list[Operation] = []
+        for series in self._wanted.keys() - self._of_series.keys():
+            demand, number = self._wanted[series], self._new_id()
+            calls = demand.decisions * SPAN_MS // max(1, ticks_ms - demand.since_ms)
+            own = _Own(Terms(series, demand.most, demand.source), taken_ms=ticks_ms)
+            asked = self._ask(ledger, number, own, _within(calls))
+            if asked:
+                self._own[number], self._of_series[series] = own, number
+            else:
+                demand.since_ms, demand.decisions = ticks_ms, 0
+            operations += asked
         for number in self._taken & self._own.keys() & ledger.admission.escrows.by_number.keys():
             own, escrow = self._own[number], ledger.admission.escrows.by_number[number]
             if own.asked is None and not escrow.pending and 2 * escrow.left < own.left:
-                taken = own.left - escrow.left
-                own.target = _within(taken * SPAN_MS // max(1, ticks_ms - own.since_ms))
-                self._ask(plan, ledger, number, own, own.target - max(0, escrow.left))
+                target = _within((own.left - escrow.left) * SPAN_MS // max(1, ticks_ms - own.since_ms))
+                operations += self._ask(ledger, number, own, target - max(0, escrow.left))
+        return operations
 
-    def _ask(self, plan: _Plan, ledger: Ledger, number: str, own: _Own, calls: int) -> bool:
-        """Ask the log for so many calls, or as many as there is a share of room for; tell whether for any."""
+    def _ask(self, ledger: Ledger, number: str, own: _Own, calls: int) -> list[Operation]:
+        """Return what asks for so many calls, or for as many as there is a share of room for; for few, nothing."""
         terms = own.terms
         names = ledger.series.counted_as(terms.series)
         for each in ledger.reservations.standings(names, terms.estimate, ledger.log_ms):
             if each.enforced and each.cost:
                 calls = min(calls, 0 if each.paused_ms else (each.left - each.aside) // (SHARE * each.cost))
         if calls < CALLS_MIN:
-            return False
+            return []
         arguments = {"number": number, "series": terms.series, "most": list(terms.most), "source": terms.source}
         own.calls, own.asked = calls, self._new_id()
-        plan.operations.append(self._command("set_aside", {**arguments, "calls": calls}, own.asked))
-        return True
+        return [self._command("set_aside", {**arguments, "calls": calls}, own.asked)]
 
     def _new_id(self) -> str:
         return f"{self._name}.{self._leadership.epoch}.{next(self._numbers)}"

@@ -8,6 +8,7 @@ another server then, with other counters.
 from __future__ import annotations
 
 from collections import OrderedDict
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_actor.core.commands import DRAWN, HINT, reservation_id
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from token_actor.core.limits import Estimate
     from token_actor.transport.ports import Append, Connection
+    from token_actor.wire.keys import Keys
 
+DRAWN_S: Final = 60.0  # as long as a question waits for the log to be folded
 HINTS_MAX: Final = 1_024  # per line, about 2 KB each
 
 
@@ -35,17 +38,13 @@ class Call(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Hold a call, where the counters are, what makes its entry of a request id and the number of an escrow.
+    """Hold a call, the keys of its partition, and what makes its entry of a request id and the number of an escrow."""
 
-    ``note`` is told the id of the entry of a call that was taken.
-    """
-
-    key: bytes
+    keys: Keys
     estimate: Estimate
     measures: Most | None
     ttl_ms: int
     make: Callable[[str, str], Append]
-    note: Callable[[bytes], None]
 
 
 class _Hint(NamedTuple):
@@ -63,11 +62,13 @@ class Hints:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self._known: OrderedDict[tuple[bytes, str], _Hint] = OrderedDict()
+        self._known: OrderedDict[tuple[int, str], _Hint] = OrderedDict()
+        self._drawn: dict[int, tuple[bytes, float]] = {}  # by partition, the last call taken, and when
 
     def forget(self) -> None:
         """Forget everything: the connection broke."""
         self._known.clear()
+        self._drawn.clear()
 
     def learn(self, wanted: Wanted, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an answer of the actor without what it says of an escrow, which is remembered."""
@@ -78,14 +79,19 @@ class Hints:
         if decision["granted"]:
             number = hint["number"]
             known = _Hint(number, number.encode(), tuple(hint["most"]), wanted.measures, decision)
-            self._known[wanted.key, wanted.estimate.series] = known
+            self._known[wanted.keys.partition, wanted.estimate.series] = known
             if len(self._known) > HINTS_MAX:
                 self._known.popitem(last=False)
         return decision
 
+    def last_drawn(self, partition: int) -> bytes | None:
+        """Return the entry of the last call that was taken, unless whoever answers now must have folded it."""
+        entry_id, at = self._drawn.get(partition, (None, 0.0))
+        return entry_id if monotonic() - at < DRAWN_S else None
+
     def find(self, wanted: Wanted) -> _Hint | None:
         """Return from what a call may be taken; ``None`` when the actor has to be asked."""
-        hint = self._known.get((wanted.key, wanted.estimate.series))
+        hint = self._known.get((wanted.keys.partition, wanted.estimate.series))
         return hint if hint is not None and covers(hint.most, wanted.measures) else None
 
     def draw(
@@ -95,15 +101,15 @@ class Hints:
 
         Raises ``ServerRefused``, and ``ServerUnavailable`` when nobody knows whether it was appended.
         """
-        take = AddToField(key=wanted.key, field=hint.field, amount=-1)
+        take = AddToField(key=wanted.keys.escrow, field=hint.field, amount=-1)
         left, entry_id = connection.write_together([take, wanted.make(request_id, hint.number)])
         if isinstance(entry_id, ServerRefused):
             raise entry_id
         assert isinstance(entry_id, bytes), "an append comes to an id"
         if not isinstance(left, int) or left < 0:
-            del self._known[wanted.key, wanted.estimate.series]
+            del self._known[wanted.keys.partition, wanted.estimate.series]
             return None
-        wanted.note(entry_id)
+        self._drawn[wanted.keys.partition] = entry_id, monotonic()
         decision = dict(hint.decision)
         if wanted.measures != hint.measures:  # what it costs is known to whoever decides
             decision["cost"] = None

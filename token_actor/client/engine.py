@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import threading
 import time
 import uuid
 import weakref
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from token_actor.core.usage import Event
     from token_actor.transport.ports import Connection, Connector
 
-DRAWN_S: Final = 60.0  # a call taken longer ago was folded by whoever answers now
 ASKED_MAX: Final = 10_000  # questions nobody has read yet; older ones have nobody waiting any more
 
 T = TypeVar("T")
@@ -58,6 +56,7 @@ class Engine:
         self.settings = settings
         self._connector = connector
         self._closed = False
+        self._keys: dict[int, Keys] = {}
         self.before_close: list[Callable[[float], None]] = []  # each is given the seconds it may take
         self._begin()
         if settings.spool_dir is not None:
@@ -65,8 +64,6 @@ class Engine:
         _engines.add(self)
 
     def _begin(self) -> None:
-        self._drawing = threading.Lock()
-        self._drawn: dict[int, tuple[bytes, float]] = {}  # by partition, the last call taken and when
         self._sender = sender.Sender(self._connector, self.settings)
         self._lines = LinePool(self._connector, client=uuid.uuid4().hex, lines_max=self.settings.lines_max)
         self._waiting_lines = LinePool(  # apart: what frees quota must not wait behind those who wait for it
@@ -139,18 +136,10 @@ class Engine:
         return self._call(tenant, deadline, make, self._lines)
 
     def _last_id(self, partition: int) -> bytes | None:
-        """Return the last entry of this client in the log that nobody may have answered; ``None``: there is none."""
+        """Return the last entry of this client in a log that it was told no answer to; ``None``: there is none."""
+        drawn = self._lines.last_drawn(partition) + self._waiting_lines.last_drawn(partition)
         sent = self._sender.last_id(partition)
-        drawn, at = self._drawn.get(partition, (None, 0.0))
-        if drawn is None or time.monotonic() - at > DRAWN_S:
-            return sent
-        return drawn if sent is None else max(sent, drawn, key=id_pair)
-
-    def _note_drawn(self, partition: int, entry_id: bytes) -> None:
-        with self._drawing:
-            known = self._drawn.get(partition)
-            if known is None or id_pair(known[0]) < id_pair(entry_id) or time.monotonic() - known[1] > DRAWN_S:
-                self._drawn[partition] = (entry_id, time.monotonic())
+        return max(drawn if sent is None else [*drawn, sent], key=id_pair, default=None)
 
     def command(
         self,
@@ -224,9 +213,7 @@ class Engine:
                     keys.inbox(line.name),
                     deadline,
                     None if take_back is None else partial(take_back, keys, line.name),
-                    None
-                    if drawing is None
-                    else Wanted(keys.escrow, *drawing, append, partial(self._note_drawn, keys.partition)),
+                    None if drawing is None else Wanted(keys, *drawing, append),
                 )
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
@@ -260,7 +247,11 @@ class Engine:
                 timeout_s=deadline.timeout_s,
             )
         self._partitions = partitions
-        return Keys(self.settings.namespace, _partition(partitions, tenant))
+        number = _partition(partitions, tenant)
+        keys = self._keys.get(number)
+        if keys is None:
+            keys = self._keys[number] = Keys(self.settings.namespace, number)
+        return keys
 
     def _await_partitions(self, connection: Connection, deadline: Deadline) -> int | None:
         """Return how many partitions there are; ``None`` when nobody has written that down by the deadline.

@@ -58,7 +58,7 @@ class Line:
         self.name = name
         self.connection = connection
         self._asked = 0
-        self._hints = Hints()
+        self.hints = Hints()
         self._inboxes: dict[bytes, _Inbox] = {}  # ids and epochs of one partition mean nothing in another
 
     def ask(
@@ -93,7 +93,7 @@ class Line:
                 read_up_to = self._inboxes.setdefault(inbox, _Inbox(inbox))
                 answer = self._exchange(None if appended else append, request_id, read_up_to, left_s)
                 if answer is not None:
-                    return answer if wanted is None else self._hints.learn(wanted, answer)
+                    return answer if wanted is None else self.hints.learn(wanted, answer)
                 appended = False
                 silent += 1
                 read_up_to.after = FIRST  # a server that lost its keys, and whose clock is behind, counts from below
@@ -101,7 +101,7 @@ class Line:
                     self._inboxes.clear()  # and one whose actors are new to it counts its epochs anew
             except ServerUnavailable:
                 appended = False
-                self._hints.forget()
+                self.hints.forget()
                 self._inboxes.clear()  # a server that lost its memory counts from the beginning
                 if deadline.left_s <= RETRY_S:
                     raise
@@ -114,16 +114,16 @@ class Line:
 
         When the server goes away meanwhile, nobody knows: then it is asked for like anything else, under the same id.
         """
-        hint = None if wanted is None or deadline.left_s <= 0 else self._hints.find(wanted)
+        hint = None if wanted is None or deadline.left_s <= 0 else self.hints.find(wanted)
         if wanted is None or hint is None:
             return False, None
         try:
-            return True, self._hints.draw(self.connection, wanted, hint, self.name, request_id)
+            return True, self.hints.draw(self.connection, wanted, hint, self.name, request_id)
         except ServerUnavailable:
-            self._hints.forget()
+            self.hints.forget()
             return False, None
         except ServerRefused:
-            self._hints.forget()
+            self.hints.forget()
             raise
 
     def _new_id(self) -> str:
@@ -179,7 +179,7 @@ class LinePool:
         self._what, self._advice = what, advice
         self._lines_max = lines_max
         self._lock = threading.Lock()
-        self._made = 0
+        self._lines: list[Line] = []
         self._free: list[Line] = []  # none while somebody queues
         self._queue: deque[_Turn] = deque()
         self._closed = False
@@ -201,12 +201,17 @@ class LinePool:
                 raise ClosedError("the client is closed")
             if self._free:
                 return self._free.pop()
-            if self._made == self._lines_max:
+            if len(self._lines) == self._lines_max:
                 self._queue.append(_Turn())
                 return self._queue[-1]
-            line = Line(self._connector.connect(), f"{self._client}-{self._made + 1}")
-            self._made += 1
+            line = Line(self._connector.connect(), f"{self._client}-{len(self._lines) + 1}")
+            self._lines.append(line)
             return line
+
+    def last_drawn(self, partition: int) -> list[bytes]:
+        """Return the entries of the last calls that the lines have taken (see ``Hints``)."""
+        found = [line.hints.last_drawn(partition) for line in list(self._lines)]
+        return [entry_id for entry_id in found if entry_id is not None]
 
     def _wait_for(self, turn: _Turn, deadline: Deadline) -> Line:
         turn.come.wait(deadline.left_s)

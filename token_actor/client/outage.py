@@ -184,9 +184,10 @@ class Outage:
     def _is_silent(self, tenant: str) -> bool:
         """Tell whether the actor did not answer just now; where that was a while ago, one caller is to find out."""
         with self._lock:
-            place, now = self._place(tenant), time.monotonic()
+            place = self._place(tenant)
             if place is None or not place.silent_until:
                 return False
+            now = time.monotonic()
             if now < place.silent_until:
                 return True
             place.silent_until = now + self._engine.settings.timeout_s + SILENCE_S
@@ -207,9 +208,14 @@ class Outage:
             number = self._engine.partition(tenant)
             if number is None or version is None:
                 return
-            place, now = self._places.setdefault(number, _Place()), time.monotonic()
+            place = self._places.get(number)
+            if place is None:
+                place = self._places[number] = _Place()
             place.silent_until = 0.0
-            if place.version == version or (place.copied_at and now < place.copied_at + COPY_S):
+            if place.version == version:
+                return
+            now = time.monotonic()
+            if place.copied_at and now < place.copied_at + COPY_S:
                 return
             place.copied_at = now  # whoever comes meanwhile need not ask as well
         limits = self._ask_for_limits(tenant) if version else []

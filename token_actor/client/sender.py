@@ -126,6 +126,8 @@ class Sender:
         """Wait until everything put so far is in the log; tell whether it is."""
         with self._changed:
             target = self._recorded
+            if self._delivery.acknowledged >= target:
+                return True
             self._flush_to = max(self._flush_to, target)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._delivery.acknowledged >= target or self._ended, deadline.left_s)

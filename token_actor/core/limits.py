@@ -72,9 +72,9 @@ def estimate_of(arguments: Mapping[str, Any]) -> Estimate:
 
     Raises ``InvalidValue`` naming the field that is wrong.
     """
-    for name in arguments:
-        if name not in RESERVE_ARGUMENTS:
-            raise InvalidValue(str(name), "is not a dimension, a token count, cost_usd, or requests", reason="decode")
+    if not RESERVE_ARGUMENTS.issuperset(arguments):
+        name = next(name for name in arguments if name not in RESERVE_ARGUMENTS)
+        raise InvalidValue(str(name), "is not a dimension, a token count, cost_usd, or requests", reason="decode")
     tokens, *kinds = [check_count(name, arguments.get(name, 0)) for name in MEASURES]
     series = series_of(arguments)
     cost_nanousd = cost_to_nanousd(arguments.get("cost_usd")) or 0
