@@ -176,14 +176,14 @@ class TestManyAtOnce:
         for thread in threads:
             thread.join()
         assert found == {n: {n} for n in range(10)}
-        assert client._engine._lines._made == 2
+        assert len(client._engine._lines._lines) == 2
 
     def test_when_all_lines_wait_the_next_caller_is_told_in_time(self, fleet):
         fleet.actor().stop()
         client = fleet.client(lines_max=1)
         busy = threading.Thread(target=lambda: pytest.raises(ActorUnavailable, client.status, timeout_s=0.5))  # noqa: RUF061
         busy.start()
-        wait_until(lambda: client._engine._lines._made == 1)
+        wait_until(lambda: len(client._engine._lines._lines) == 1)
         start_s = time.monotonic()
         with pytest.raises(ActorUnavailable, match="all 1 lines .* are busy") as late:
             client.status(timeout_s=0.1)

@@ -10,13 +10,14 @@ import pytest
 from tests.client.harness import SLACK_S, elapsed_s, wait_until
 from token_actor.client import lines
 from token_actor.client.deadline import Deadline
-from token_actor.client.lines import Line, LinePool
+from token_actor.client.lines import Line, LinePool, Request
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, ServerRefused, ServerUnavailable
 from token_actor.transport.memory import MemoryServer
 from token_actor.transport.ports import FIRST, Append
+from token_actor.wire.keys import Keys
 from token_actor.wire.messages import ANSWER_FIELD, Answer
 
-INBOX, OTHER_INBOX = b"{n:0}:inbox:c", b"{n:1}:inbox:c"
+HERE, THERE = Keys("n", 0), Keys("n", 1)
 
 
 def an_answer(request_id, epoch=1, *, entry_id=b"1-1", result=None, problem=None):
@@ -55,12 +56,13 @@ class Script:
         self.closed = True
 
 
-def question(request_id):
-    return Append(key=b"ask", fields=[b"q", request_id.encode()])
+def question(keys, line, request_id, escrow=None):
+    fields = [b"q", request_id.encode()] if escrow is None else [b"c", f"{request_id} of {escrow}".encode()]
+    return Append(key=keys.ask, fields=fields)
 
 
-def ask(line, timeout_s=5.0, inbox=INBOX):
-    return line.ask(question, inbox, Deadline.after(timeout_s))
+def ask(line, timeout_s=5.0, keys=HERE):
+    return line.ask(Request(question), keys, Deadline.after(timeout_s))
 
 
 def borrow(pool, timeout_s):
@@ -68,7 +70,7 @@ def borrow(pool, timeout_s):
         pass
 
 
-def take_back(asked, request_id):
+def take_back(keys, line, asked, request_id):
     return Append(key=b"log", fields=[b"c", f"{asked} by {request_id}".encode()])
 
 
@@ -77,12 +79,12 @@ class TestTakingBack:
         monkeypatch.setattr(lines, "ASK_AGAIN_MS", 1)
         script = Script(*[[] for _ in range(10_000)])
         line = Line(script, "c")
-        assert line.ask(question, INBOX, Deadline.after(0.01), take_back) is None
-        assert script.written == [take_back("1", "2")]
+        assert line.ask(Request(question, take_back), HERE, Deadline.after(0.01)) is None
+        assert script.written == [take_back(HERE, "c", "1", "2")]
 
     def test_what_was_never_sent_is_not(self):
         script = Script()
-        assert Line(script, "c").ask(question, INBOX, Deadline.after(0), take_back) is None
+        assert Line(script, "c").ask(Request(question, take_back), HERE, Deadline.after(0)) is None
         assert script.asked == []
 
     def test_when_the_server_has_gone_meanwhile_that_is_what_is_said(self, monkeypatch):
@@ -90,7 +92,7 @@ class TestTakingBack:
         monkeypatch.setattr(Script, "write", lambda *_: Script._next(Script(ServerUnavailable("away"))))
         script = Script(*[[] for _ in range(10_000)])
         with pytest.raises(ServerUnavailable):
-            Line(script, "c").ask(question, INBOX, Deadline.after(0.01), take_back)
+            Line(script, "c").ask(Request(question, take_back), HERE, Deadline.after(0.01))
 
 
 class TestAnswers:
@@ -146,7 +148,7 @@ class TestAnswers:
         script = Script([an_answer("1", epoch=9, entry_id=b"9-9")], [an_answer("2", epoch=1, entry_id=b"3-1")])
         line = Line(script, "c")
         ask(line)
-        assert ask(line, inbox=OTHER_INBOX) == {"epoch": 1}
+        assert ask(line, keys=THERE) == {"epoch": 1}
         assert script.asked[1][2] == FIRST
 
 

@@ -6,11 +6,12 @@ import pytest
 
 from tests.core.quota import NOW_MS, Quota, of_kind
 from tests.makers import event, plain
-from token_actor.core import reservations
+from token_actor.core import reservations, retries
 from token_actor.core.admission import Admission
 from token_actor.core.limit_table import LimitTable
 from token_actor.core.limits import Limit
-from token_actor.core.reservations import REFUNDS_MAX, TABLE_FULL, TTL_MS, Reservations
+from token_actor.core.reservations import TABLE_FULL, TTL_MS, Reservations
+from token_actor.core.retries import REFUNDS_MAX
 
 
 @pytest.fixture
@@ -306,8 +307,8 @@ def test_a_refusal_looks_at_no_more_open_reservations_than_have_to_end(kind, mon
             looked.append(refund)
             yield refund
 
-    original = Reservations._refunds
-    monkeypatch.setattr(Reservations, "_refunds", refunds)
+    original = retries._refunds
+    monkeypatch.setattr(retries, "_refunds", refunds)
     quota.at(NOW_MS + 2)
     refused = quota.reserve(1)
     assert not refused["granted"]

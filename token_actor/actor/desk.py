@@ -107,13 +107,12 @@ class Desk:
         self._unsent.append(Append(key=inbox, fields=fields, length_max=INBOX_LENGTH_MAX))
         self._unsent.append(Expire(key=inbox, ttl_ms=INBOX_TTL_MS))
 
-    def send(self) -> bool:
-        """Send what is queued; tell whether there was anything. A refused answer is dropped: who waits asks again."""
+    def send(self) -> None:
+        """Send what is queued. A refused answer is dropped: whoever waits for it asks again."""
         if not self._unsent:
-            return False
+            return
         outcomes = self._connection.write(self._unsent)
         self._unsent = []  # not before: answers that were lost on the way are sent again
         for outcome in outcomes:
             if isinstance(outcome, ServerRefused):
                 log.error("The server refused an answer", extra={"action": "write_refused", "problem": str(outcome)})
-        return True

@@ -1,8 +1,8 @@
 """What a leader sets aside ahead of need: for whom, how much, and when it is recalled (see ``core.escrow``).
 
 Nothing here decides anything: the fold does, so another policy changes how fast answers are, and never what they are.
-A combination of names that asks often gets about as many calls as it makes in a second, unless that is more than a
-share of what some limit has left; more of them when half are taken; and none while somebody waits for that limit.
+A combination of names that asks often gets about as many calls as it makes in some seconds, unless that is more than
+a share of what some limit has left; more of them when half are taken; and none while somebody waits for that limit.
 Everything is recalled before anybody is told that a limit was changed. What an earlier leader has set aside is
 recalled as well: this one does not know what became of its counters.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 OFTEN: Final = 8  # decisions of one combination within a second, from which on it is worth two entries of the log
 SPAN_MS: Final = 1_000
+AHEAD_MS: Final = 4_000  # calls of so long are set aside: who asks in bursts finds them there
 SHARE: Final = 8  # no more than this part of what a limit has left is set aside at once
 CALLS_MIN: Final = 4  # for fewer it is not worth it
 IDLE_MS: Final = 5_000  # without a call taken, until the rest is recalled
@@ -124,10 +125,9 @@ class EscrowKeeper:
         if demand.decisions >= OFTEN:
             self._wanted[series] = demand
 
-    def step(self) -> bool:
-        """Write what there is to write; tell whether calls were taken. Raises what ``Leadership.write`` does."""
+    def step(self) -> None:
+        """Write what there is to write. Raises what ``Leadership.write`` does."""
         ledger, ticks_ms = self._follower.ledger, self._clock.ticks_ms()
-        taken = bool(self._taken)
         if (self._own or self._wanted or ledger.admission.escrows) and ticks_ms >= self._rests_until_ms:
             operations = self._recall(ledger, ticks_ms)
             operations += self._open(ledger, ticks_ms)
@@ -137,7 +137,6 @@ class EscrowKeeper:
                 self._write(operations)
         self._taken.clear()
         self._wanted.clear()
-        return taken
 
     def _write(self, operations: list[Operation]) -> None:
         try:
@@ -171,8 +170,7 @@ class EscrowKeeper:
             self._seen = escrows.changes
             numbers.update(number for number in escrows.by_number if number not in self._own)
         if room:
-            needed = ((number, any(room.needs(key) for key, _ in each.amounts)) for number, each in escrows.by_number.items())
-            numbers.update(number for number, is_needed in needed if is_needed)
+            numbers.update(escrows.in_the_way())
         for number in self._taken & self._own.keys():
             self._own[number].taken_ms = ticks_ms
         if looks:
@@ -241,7 +239,7 @@ class EscrowKeeper:
         operations: list[Operation] = []
         for series in self._wanted.keys() - self._of_series.keys():
             demand, number = self._wanted[series], self._new_id()
-            calls = demand.decisions * SPAN_MS // max(1, ticks_ms - demand.since_ms)
+            calls = demand.decisions * AHEAD_MS // max(1, ticks_ms - demand.since_ms)
             own = _Own(Terms(series, demand.most, demand.source), taken_ms=ticks_ms)
             asked = self._ask(ledger, number, own, _within(calls))
             if asked:
@@ -252,7 +250,7 @@ class EscrowKeeper:
         for number in self._taken & self._own.keys() & ledger.admission.escrows.by_number.keys():
             own, escrow = self._own[number], ledger.admission.escrows.by_number[number]
             if own.asked is None and not escrow.pending and 2 * escrow.left < own.left:
-                target = _within((own.left - escrow.left) * SPAN_MS // max(1, ticks_ms - own.since_ms))
+                target = _within((own.left - escrow.left) * AHEAD_MS // max(1, ticks_ms - own.since_ms))
                 operations += self._ask(ledger, number, own, target - max(0, escrow.left))
         return operations
 

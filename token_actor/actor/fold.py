@@ -10,7 +10,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from token_actor.core.columns import Columns
-from token_actor.core.commands import DRAWN, execute, told_since
+from token_actor.core.commands import execute, told_since
+from token_actor.core.escrow_commands import DRAWN
 from token_actor.wire.messages import Answer, DeadLetter
 from token_actor.wire.notices import NoticeEntry
 from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 class Folded:
     """Hold what a read came to: answers to commands by client, dead letters and notices in log order.
 
-    ``granted`` are arguments and answers of calls that were granted by a decision, ``taken`` the numbers of escrows
-    that calls were taken from. ``entries`` is how many of its entries were folded, ``events`` how many events they hold.
+    ``granted`` are arguments and answers of calls that were granted by a decision, ``taken`` the numbers of the
+    that calls were taken from. ``entries`` is how many entries were folded, ``events`` how many events are in them.
     """
 
     entries: int = 0

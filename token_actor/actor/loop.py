@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Connection
 
 _RETRY_MS: Final = (50, 1_000)  # after a lost connection or a refusal: the first wait, and the longest
-_PACE_S: Final = 0.001  # nobody waits for an answer: the next calls that are taken may gather, and be folded together
 _RENEWALS_PER_LEASE, _LOOKS_PER_LEASE = 4, 20
 log = logging.getLogger(__name__)
 
@@ -290,10 +289,9 @@ class Actor:
         if asked := read.get(self._keys.ask):
             self._desk.take(asked, self._timekeeper)
         self._desk.answer_ready()
-        taken = self._escrows.step()  # before anybody is told what the limits are now
+        self._escrows.step()  # before anybody is told what the limits are now
         self._letters.write(self._leadership)
-        if not self._desk.send() and taken:
-            self._clock.wait(_PACE_S)
+        self._desk.send()
 
     def _keep_time(self, *, anything_read: bool) -> None:
         """Tell the log what time it is, if it does not know; let time go on for those who wait for it."""

@@ -11,15 +11,15 @@ from collections import OrderedDict
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from token_actor.core.commands import DRAWN, HINT, reservation_id
 from token_actor.core.escrow import Most, covers
+from token_actor.core.escrow_commands import DRAWN, HINT
 from token_actor.core.estimates import GIVEN, Estimated
 from token_actor.errors import ServerRefused
 from token_actor.transport.ports import AddToField
 from token_actor.wire.entries import log_ms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from token_actor.core.limits import Estimate
     from token_actor.transport.ports import Append, Connection
@@ -37,21 +37,11 @@ class Call(NamedTuple):
     ttl_ms: int
 
 
-class Wanted(NamedTuple):
-    """Hold a call, the keys of its partition, and what makes its entry of a request id and the number of an escrow."""
-
-    keys: Keys
-    estimate: Estimate
-    measures: Most | None
-    ttl_ms: int
-    make: Callable[[str, str], Append]
-
-
 class _Hint(NamedTuple):
     """Hold from which escrow calls may be taken, and the actor's last decision, on a call of which measures."""
 
     number: str
-    field: bytes
+    take: AddToField
     most: Most
     measures: Most | None
     decision: Mapping[str, Any]
@@ -70,16 +60,16 @@ class Hints:
         self._known.clear()
         self._drawn.clear()
 
-    def learn(self, wanted: Wanted, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    def learn(self, keys: Keys, call: Call, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an answer of the actor without what it says of an escrow, which is remembered."""
         if HINT not in answer:
             return answer
         decision = dict(answer)
         hint = decision.pop(HINT)
         if decision["granted"]:
-            number = hint["number"]
-            known = _Hint(number, number.encode(), tuple(hint["most"]), wanted.measures, decision)
-            self._known[wanted.keys.partition, wanted.estimate.series] = known
+            take = AddToField(key=keys.escrow, field=hint["number"].encode(), amount=-1)
+            known = _Hint(hint["number"], take, tuple(hint["most"]), call.measures, decision)
+            self._known[keys.partition, call.estimate.series] = known
             if len(self._known) > HINTS_MAX:
                 self._known.popitem(last=False)
         return decision
@@ -89,32 +79,31 @@ class Hints:
         entry_id, at = self._drawn.get(partition, (None, 0.0))
         return entry_id if monotonic() - at < DRAWN_S else None
 
-    def find(self, wanted: Wanted) -> _Hint | None:
+    def find(self, keys: Keys, call: Call) -> _Hint | None:
         """Return from what a call may be taken; ``None`` when the actor has to be asked."""
-        hint = self._known.get((wanted.keys.partition, wanted.estimate.series))
-        return hint if hint is not None and covers(hint.most, wanted.measures) else None
+        hint = self._known.get((keys.partition, call.estimate.series))
+        return hint if hint is not None and covers(hint.most, call.measures) else None
 
     def draw(
-        self, connection: Connection, wanted: Wanted, hint: _Hint, client: str, request_id: str
+        self, connection: Connection, keys: Keys, call: Call, hint: _Hint, append: Append, reservation: str
     ) -> Mapping[str, Any] | None:
-        """Append the call, and take it; return the decision, or ``None`` when the actor will answer it.
+        """Take a call, and append it as ``append`` says; return the decision, or ``None`` when the actor will answer.
 
         Raises ``ServerRefused``, and ``ServerUnavailable`` when nobody knows whether it was appended.
         """
-        take = AddToField(key=wanted.keys.escrow, field=hint.field, amount=-1)
-        left, entry_id = connection.write_together([take, wanted.make(request_id, hint.number)])
+        left, entry_id = connection.write_together((hint.take, append))
         if isinstance(entry_id, ServerRefused):
             raise entry_id
         assert isinstance(entry_id, bytes), "an append comes to an id"
         if not isinstance(left, int) or left < 0:
-            del self._known[wanted.keys.partition, wanted.estimate.series]
+            del self._known[keys.partition, call.estimate.series]
             return None
-        self._drawn[wanted.keys.partition] = entry_id, monotonic()
+        self._drawn[keys.partition] = entry_id, monotonic()
         decision = dict(hint.decision)
-        if wanted.measures != hint.measures:  # what it costs is known to whoever decides
+        if call.measures != hint.measures:  # what it costs is known to whoever decides
             decision["cost"] = None
-            decision["estimate"] = Estimated(wanted.estimate, GIVEN).as_map()
-        decision["reservation"] = reservation_id(client, request_id)
-        decision["expires_ms"] = log_ms_of(entry_id) + wanted.ttl_ms
+            decision["estimate"] = Estimated(call.estimate, GIVEN).as_map()
+        decision["reservation"] = reservation
+        decision["expires_ms"] = log_ms_of(entry_id) + call.ttl_ms
         decision[DRAWN] = hint.number
         return decision

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from token_actor.client import sender
 from token_actor.client.deadline import Deadline
-from token_actor.client.drawing import Wanted
-from token_actor.client.lines import RETRY_S, WAITING_LINES_MAX, LinePool
-from token_actor.core.commands import ESCROW, Command, reservation_id
+from token_actor.client.lines import RETRY_S, WAITING_LINES_MAX, LinePool, Request
+from token_actor.core.commands import Command, reservation_id
+from token_actor.core.escrow_commands import ESCROW
 from token_actor.errors import (
     ActorUnavailable,
     ClientBusy,
@@ -133,7 +133,7 @@ class Engine:
             question = Question(request_id=request_id, client=line, kind=kind, arguments=arguments, after=after)
             return Append(key=keys.ask, fields=[QUESTION_FIELD, _encoded(question)], length_max=ASKED_MAX)
 
-        return self._call(tenant, deadline, make, self._lines)
+        return self._call(tenant, deadline, Request(make), self._lines)
 
     def _last_id(self, partition: int) -> bytes | None:
         """Return the last entry of this client in a log that it was told no answer to; ``None``: there is none."""
@@ -150,7 +150,7 @@ class Engine:
         event: Mapping[str, Any] | None = None,
         take_back: bool = False,
         waits: bool = False,
-        drawing: Call | None = None,
+        call: Call | None = None,
         timeout_s: float | None = None,
     ) -> Mapping[str, Any]:
         """Return the answer to a command, which comes after everything this client recorded before.
@@ -158,7 +158,7 @@ class Engine:
         ``tenant`` is as for ``ask``. Raises ``ActorUnavailable`` at the deadline: the command may still be
         carried out then. With ``take_back``, what it reserves is released after that, if the log can be reached.
         One that ``waits`` for quota takes no line from the others. ``ClientBusy`` when too many are under way.
-        A ``reserve`` says by ``drawing`` for what it may take from what the actor has set aside.
+        A ``reserve`` says by ``call`` what it may take from what the actor has set aside.
         """
         deadline = self._deadline(timeout_s)
         self._sender.flush(deadline)
@@ -169,7 +169,7 @@ class Engine:
             return Append(key=keys.log, fields=[COMMAND_FIELD, encode_command(command, event)])
 
         lines = self._waiting_lines if waits else self._lines
-        return self._call(tenant, deadline, make, lines, _release if take_back else None, drawing)
+        return self._call(tenant, deadline, Request(make, _release if take_back else None, call), lines)
 
     def look(self, find: Callable[[Connection, Keys], T], *, tenant: str | None, timeout_s: float | None = None) -> T:
         """Return what ``find`` reads from the server about a partition; it may be tried again.
@@ -194,27 +194,12 @@ class Engine:
         if self._closed:
             watch.stop()
 
-    def _call(
-        self,
-        tenant: str | None,
-        deadline: Deadline,
-        make: Callable[..., Append],
-        lines: LinePool,
-        take_back: Callable[[Keys, str, str, str], Append] | None = None,
-        drawing: Call | None = None,
-    ) -> Mapping[str, Any]:
+    def _call(self, tenant: str | None, deadline: Deadline, request: Request, lines: LinePool) -> Mapping[str, Any]:
         try:
             with lines.line(deadline) as line:
                 asked_s = deadline.left_s
                 keys = self._keys_of(tenant, line.connection, deadline)
-                append = partial(make, keys, line.name)
-                answer = line.ask(
-                    append,
-                    keys.inbox(line.name),
-                    deadline,
-                    None if take_back is None else partial(take_back, keys, line.name),
-                    None if drawing is None else Wanted(keys, *drawing, append),
-                )
+                answer = line.ask(request, keys, deadline)
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
         if answer is None and deadline.timeout_s - asked_s > max(deadline.timeout_s / 2, RETRY_S):

@@ -115,22 +115,24 @@ class Limits(Questions):
         wait_ms = _whole_ms("wait_s", wait_s, 0, WAIT_MS_MAX)
         ttl_ms = check_ttl("ttl_s", ttl_s)
         arguments = {**names, **counts, "ttl_ms": ttl_ms, "wait_ms": wait_ms}
-        drawing = None
+        taken = None
         if estimate.requests == 1:
-            drawing = Call(estimate, None if is_unmeasured(counts) else measures_of(estimate), ttl_ms)
+            taken = Call(estimate, None if is_unmeasured(counts) else measures_of(estimate), ttl_ms)
         if timeout_s is None:
             timeout_s = self._engine.settings.timeout_s
         by_s = timeout_s + wait_ms / 1000
-        ask = partial(
-            self._engine.command,
-            "reserve",
-            arguments,
-            tenant=names["tenant"],
-            take_back=True,
-            waits=wait_ms > 0,
-            drawing=drawing,
-            timeout_s=by_s,
-        )
+
+        def ask() -> Mapping[str, Any]:
+            return self._engine.command(
+                "reserve",
+                arguments,
+                tenant=names["tenant"],
+                take_back=True,
+                waits=wait_ms > 0,
+                call=taken,
+                timeout_s=by_s,
+            )
+
         answer = self.outage.decide(ask, arguments)
         if not answer["granted"]:
             raise refusal(answer)
@@ -204,7 +206,7 @@ class Limits(Questions):
             raise
 
     def _call(self, tokens: int | None, call: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any], Estimate]:
-        """Return the dimensions of a call, and what it may use, also as an estimate. Raises ``InvalidValue`` naming the argument."""
+        """Return the dimensions of a call, and what it may use, as given and estimated. Raises ``InvalidValue``."""
         given: dict[str, Any] = {name: value for name, value in call.items() if value is not None}
         if tokens is not None:
             given["tokens"] = tokens

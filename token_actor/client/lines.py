@@ -11,19 +11,21 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from token_actor.client.drawing import Hints
+from token_actor.core.commands import reservation_id
 from token_actor.errors import ClientBusy, ClosedError, ServerRefused, ServerUnavailable
-from token_actor.transport.ports import FIRST, Append
+from token_actor.transport.ports import FIRST
 from token_actor.wire.messages import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from token_actor.client.deadline import Deadline
-    from token_actor.client.drawing import Wanted
-    from token_actor.transport.ports import Connection, Connector, Entry
+    from token_actor.client.drawing import Call
+    from token_actor.transport.ports import Append, Connection, Connector, Entry
+    from token_actor.wire.keys import Keys
 
 ASK_AGAIN_MS: Final = 2_000  # a question that an actor took with it is asked again; it answers twice at the worst
 WAITING_LINES_MAX: Final = 256  # reserves of one client that wait for quota at once, each in a thread of its own
@@ -50,6 +52,19 @@ class _Inbox:
         return found
 
 
+class Request(NamedTuple):
+    """Say what is asked.
+
+    ``make`` makes its entry of the keys of a partition, a client, a request id, and the number of the escrow that its
+    ``call`` is taken from, if it is one that may be. ``take_back`` makes what undoes it of the keys, the client, its
+    request id, and another one.
+    """
+
+    make: Callable[..., Append]
+    take_back: Callable[[Keys, str, str, str], Append] | None = None
+    call: Call | None = None
+
+
 class Line:
     """Ask one question at a time, as the client ``name``."""
 
@@ -61,39 +76,51 @@ class Line:
         self.hints = Hints()
         self._inboxes: dict[bytes, _Inbox] = {}  # ids and epochs of one partition mean nothing in another
 
-    def ask(
-        self,
-        make: Callable[[str], Append],
-        inbox: bytes,
-        deadline: Deadline,
-        take_back: Callable[[str, str], Append] | None = None,
-        wanted: Wanted | None = None,
-    ) -> Mapping[str, Any] | None:
-        """Send what ``make`` makes of a new request id, and return the answer; ``None`` at the deadline.
+    def ask(self, request: Request, keys: Keys, deadline: Deadline) -> Mapping[str, Any] | None:
+        """Send a request under a new id, and return the answer; ``None`` at the deadline.
 
-        What is ``wanted`` is taken from what the actor has set aside, if there is any, and only then asked for.
-
-        Then what ``take_back`` makes of that request id and another new one is sent, and nobody waits for what
-        comes of it. Raises what the actor says is wrong with the question, ``ServerRefused``, and
-        ``ServerUnavailable`` when the server is still away at the deadline.
+        Its call is taken from what the actor has set aside for such calls, if there is anything; else it is asked for.
+        What is to be taken back at the deadline is asked for then, and nobody waits for what comes of it. Raises
+        what the actor says is wrong with the request, ``ServerRefused``, and ``ServerUnavailable`` when the server
+        is still away at the deadline.
         """
         request_id = self._new_id()
-        appended, answer = self._draw(wanted, request_id, deadline)
-        if answer is not None:
-            return answer
-        append = make(request_id)
+        call, appended = request.call, False
+        hint = None if call is None else self.hints.find(keys, call)
+        if call is not None and hint is not None and deadline.left_s > 0:
+            append = request.make(keys, self.name, request_id, hint.number)
+            reservation = reservation_id(self.name, request_id)
+            try:
+                answer = self.hints.draw(self.connection, keys, call, hint, append, reservation)
+            except ServerUnavailable:  # nobody knows: it is asked for like anything else, under the same id
+                self.hints.forget()
+            except ServerRefused:
+                self.hints.forget()
+                raise
+            else:
+                if answer is not None:
+                    return answer
+                appended = True
+        return self._ask(request, keys, request_id, deadline, appended=appended)
+
+    def _ask(
+        self, request: Request, keys: Keys, request_id: str, deadline: Deadline, *, appended: bool
+    ) -> Mapping[str, Any] | None:
+        """Ask until there is an answer; ``appended`` says that it was asked for the first time already."""
+        append = request.make(keys, self.name, request_id)
+        inbox = keys.inbox(self.name)
         silent = 0
         while True:
             try:
                 left_s = deadline.left_s
                 if left_s <= 0:
-                    if silent and take_back is not None:
-                        self.connection.write([take_back(request_id, self._new_id())])
+                    if silent and request.take_back is not None:
+                        self.connection.write([request.take_back(keys, self.name, request_id, self._new_id())])
                     return None
                 read_up_to = self._inboxes.setdefault(inbox, _Inbox(inbox))
                 answer = self._exchange(None if appended else append, request_id, read_up_to, left_s)
                 if answer is not None:
-                    return answer if wanted is None else self.hints.learn(wanted, answer)
+                    return answer if request.call is None else self.hints.learn(keys, request.call, answer)
                 appended = False
                 silent += 1
                 read_up_to.after = FIRST  # a server that lost its keys, and whose clock is behind, counts from below
@@ -107,30 +134,13 @@ class Line:
                     raise
                 time.sleep(RETRY_S)
 
-    def _draw(
-        self, wanted: Wanted | None, request_id: str, deadline: Deadline
-    ) -> tuple[bool, Mapping[str, Any] | None]:
-        """Take what is wanted from what is set aside; return whether it is in the log now, and the decision if taken.
-
-        When the server goes away meanwhile, nobody knows: then it is asked for like anything else, under the same id.
-        """
-        hint = None if wanted is None or deadline.left_s <= 0 else self.hints.find(wanted)
-        if wanted is None or hint is None:
-            return False, None
-        try:
-            return True, self.hints.draw(self.connection, wanted, hint, self.name, request_id)
-        except ServerUnavailable:
-            self.hints.forget()
-            return False, None
-        except ServerRefused:
-            self.hints.forget()
-            raise
-
     def _new_id(self) -> str:
         self._asked += 1
         return str(self._asked)
 
-    def _exchange(self, append: Append | None, request_id: str, inbox: _Inbox, left_s: float) -> Mapping[str, Any] | None:
+    def _exchange(
+        self, append: Append | None, request_id: str, inbox: _Inbox, left_s: float
+    ) -> Mapping[str, Any] | None:
         """Ask once, unless that was done already, and wait for the answer for a while."""
         until = time.monotonic() + min(left_s, ASK_AGAIN_MS / 1000)
         block_ms = max(1, int(min(left_s * 1000, ASK_AGAIN_MS)))

@@ -8,20 +8,19 @@ A new command is a function here, and a line in ``COMMANDS``.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from token_actor.core.arguments import check_arguments, identifier, whole
 from token_actor.core.columns import Rejection, columns_of
-from token_actor.core.escrow import CALLS_MAX, MEASURED, Terms, measures_of
-from token_actor.core.estimates import SOURCES, is_unmeasured
-from token_actor.core.limits import RESERVE_ARGUMENTS, estimate_of, limit_of
+from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, HINT, take
+from token_actor.core.limits import estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import NONE, RELEASED
 from token_actor.core.reservations import DUPLICATE, TTL_MS, TTL_MS_MAX
 from token_actor.core.series import check_selector
 from token_actor.core.sessions import reset_session
-from token_actor.core.usage import check_count, check_name, check_series_key
+from token_actor.core.usage import check_name
 from token_actor.core.waiting import WAIT_MS_MAX, Wish
 from token_actor.errors import InvalidValue
 
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 
 Carried: TypeAlias = "tuple[dict[str, Any] | None, list[Rejection]]"  # the answer, and what could not be counted
 ANSWERS_MAX: Final = 100_000  # request ids remembered with their answers; a retry comes within seconds
-ESCROW: Final = "escrow"  # the argument of a ``reserve`` that names what it has taken a call from
-DRAWN: Final = "drawn"  # names the same in the answer
-HINT: Final = "escrow"  # what a client has to know to do so, in the answer to one that was decided
-RESERVATION_ID_MAX: Final = 129  # client id, colon, request id
 _REFUSED: Final = "refused"  # names a refusal among the answers remembered: field, problem, reason
 
 
@@ -149,7 +144,7 @@ def _reset(ledger: Ledger, command: Command) -> Carried:
 
 def _put_limit(ledger: Ledger, command: Command) -> Carried:
     """Put a limit in force; what it counted before under the same name still counts if it can."""
-    _check_arguments(command, "limit")
+    check_arguments(command, "limit")
     limit = _limit(command, "limit")
     kept = ledger.limits.put(limit, ledger.log_ms)
     return {"limit": limit.as_map(), "counters_kept": kept}, []
@@ -157,7 +152,7 @@ def _put_limit(ledger: Ledger, command: Command) -> Carried:
 
 def _delete_limit(ledger: Ledger, command: Command) -> Carried:
     """Let go of a limit, and answer whether there was one."""
-    _check_arguments(command, "name")
+    check_arguments(command, "name")
     name = check_name("name", command.arguments.get("name"))
     return {"deleted": ledger.limits.delete(name)}, []
 
@@ -167,7 +162,7 @@ def _pause_limit(ledger: Ledger, command: Command) -> Carried:
 
     Where there is none of those, the limit ``otherwise`` is put in force and paused, if it is given.
     """
-    _check_arguments(command, "name", "selector", "for_ms", "otherwise")
+    check_arguments(command, "name", "selector", "for_ms", "otherwise")
     for_ms = check_pause_ms(command.arguments.get("for_ms"))
     name, selector = check_name("name", command.arguments.get("name")), command.arguments.get("selector")
     if (not name) == (selector is None):
@@ -191,10 +186,10 @@ def _limit(command: Command, argument: str) -> Limit:
 def _reserve(ledger: Ledger, command: Command) -> Carried:
     """Decide over all limits that cover a call, and hold what it may use; or hold what it took by itself."""
     arguments = dict(command.arguments)
-    taken = _take(ledger, arguments)
+    taken = take(ledger, arguments)
     reservation = _reservation_of(command)
-    ttl_ms = _ms("ttl_ms", arguments.pop("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
-    wait_ms = _ms("wait_ms", arguments.pop("wait_ms", 0), 0, WAIT_MS_MAX)
+    ttl_ms = whole("ttl_ms", arguments.pop("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
+    wait_ms = whole("wait_ms", arguments.pop("wait_ms", 0), 0, WAIT_MS_MAX)
     estimate = estimate_of(arguments)
     if ledger.reservations.state_of(reservation) != NONE:  # reserved once more, what it holds would never come back
         raise InvalidValue("request_id", "was used before, and what was answered is forgotten")
@@ -214,26 +209,9 @@ def _reserve(ledger: Ledger, command: Command) -> Carried:
     return answer, []
 
 
-def _take(ledger: Ledger, arguments: dict[str, Any]) -> tuple[str, Terms] | None:
-    """Return the escrow that a call was taken from, and its terms; ``None`` when it must be decided.
-
-    The counter on the server counted whatever else is said, so this comes before everything that may be wrong.
-    """
-    number = arguments.pop(ESCROW, None)
-    if number is None:
-        return None
-    with suppress(InvalidValue):  # it will be raised again, by who decides
-        asked = estimate_of({name: value for name, value in arguments.items() if name in RESERVE_ARGUMENTS})
-        measures = None if is_unmeasured(arguments) else measures_of(asked)
-        terms = ledger.admission.escrows.take(str(number), asked.series, asked.requests, measures)
-        return None if terms is None else (str(number), terms)
-    ledger.admission.escrows.take(str(number), "", 0, None)
-    return None
-
-
 def _settle(ledger: Ledger, command: Command) -> Carried:
     """Count what a reserved call used, and make its reservation right. Never refused for want of quota."""
-    _check_arguments(command, "reservation")
+    check_arguments(command, "reservation")
     reservation = _reservation(command)
     known = ledger.reservations.settled_answer(reservation)
     if known is not None:
@@ -249,59 +227,18 @@ def _settle(ledger: Ledger, command: Command) -> Carried:
 
 def _extend(ledger: Ledger, command: Command) -> Carried:
     """Let an open reservation expire later."""
-    _check_arguments(command, "reservation", "ttl_ms")
-    ttl_ms = _ms("ttl_ms", command.arguments.get("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
+    check_arguments(command, "reservation", "ttl_ms")
+    ttl_ms = whole("ttl_ms", command.arguments.get("ttl_ms", TTL_MS), 1, TTL_MS_MAX)
     return ledger.reservations.extend(_reservation(command), ledger.log_ms, ttl_ms), []
 
 
 def _release(ledger: Ledger, command: Command) -> Carried:
     """Give back what an open reservation holds, or let go of one that is waited for."""
-    _check_arguments(command, "reservation")
+    check_arguments(command, "reservation")
     reservation = _reservation(command)
     if ledger.admission.give_up(reservation, ledger.log_ms):
         return {"released": True, "state": RELEASED}, []
     return ledger.reservations.release(reservation, ledger.log_ms), []
-
-
-def _set_aside(ledger: Ledger, command: Command) -> Carried:
-    """Set quota aside for calls of one combination of names, if there is room for all of them."""
-    _check_arguments(command, "number", "series", "most", "source", "calls")
-    number, calls = _number(command), _calls(command)
-    series, most = check_series_key(command.arguments.get("series")), command.arguments.get("most")
-    source = command.arguments.get("source")
-    if not isinstance(most, (list, tuple)) or len(most) != MEASURED:
-        raise InvalidValue("most", f"must be {MEASURED} counts", reason="decode")
-    if source not in SOURCES:
-        raise InvalidValue("source", f"must be one of {', '.join(SOURCES)}", reason="decode")
-    terms = Terms(series, tuple(check_count("most", each) for each in most), source)
-    names = ledger.series.counted_as(series)
-    return {"set_aside": ledger.admission.escrows.set_aside(number, terms, names, calls, ledger.log_ms)}, []
-
-
-def _open_escrow(ledger: Ledger, command: Command) -> Carried:
-    """Count calls that were put into the counter on the server in the same transaction."""
-    _check_arguments(command, "number", "calls")
-    return {"opened": ledger.admission.escrows.open(_number(command), _calls(command))}, []
-
-
-def _recall_escrows(ledger: Ledger, command: Command) -> Carried:
-    """Give back what is set aside; its counters were taken away in the same transaction."""
-    _check_arguments(command, "numbers")
-    numbers = command.arguments.get("numbers")
-    if not isinstance(numbers, (list, tuple)):
-        raise InvalidValue("numbers", "must be a list", reason="decode")
-    return {"recalled": ledger.admission.escrows.recall(map(str, numbers))}, []
-
-
-def _number(command: Command) -> str:
-    number = command.arguments.get("number")
-    if type(number) is not str or not 0 < len(number) <= RESERVATION_ID_MAX:
-        raise InvalidValue("number", "must be the id of an escrow", reason="type")
-    return number
-
-
-def _calls(command: Command) -> int:
-    return _ms("calls", command.arguments.get("calls"), 1, CALLS_MAX)
 
 
 def reservation_id(client: str, request_id: str) -> str:
@@ -309,31 +246,12 @@ def reservation_id(client: str, request_id: str) -> str:
     return f"{client}:{request_id}"
 
 
+def _reservation(command: Command) -> str:
+    return identifier(command, "reservation", of="the id that a reserve was answered with")
+
+
 def _reservation_of(command: Command) -> str:
     return reservation_id(command.client, command.request_id)
-
-
-def _check_arguments(command: Command, *known: str) -> None:
-    for name in command.arguments:
-        if name not in known:
-            raise InvalidValue(str(name), f"is not an argument of {command.operation!r}", reason="decode")
-
-
-def _reservation(command: Command) -> str:
-    reservation = command.arguments.get("reservation")
-    if type(reservation) is not str:
-        raise InvalidValue("reservation", "must be the id that a reserve was answered with", reason="type")
-    if not 0 < len(reservation) <= RESERVATION_ID_MAX:
-        raise InvalidValue("reservation", f"must have 1 to {RESERVATION_ID_MAX} characters", reason="bad_name")
-    return reservation
-
-
-def _ms(name: str, value: object, least: int, most: int) -> int:
-    if type(value) is not int:
-        raise InvalidValue(name, "must be an int", reason="type")
-    if not least <= value <= most:
-        raise InvalidValue(name, f"must be between {least} and {most}, not {value}")
-    return value
 
 
 COMMANDS: Final[Mapping[str, Callable[[Ledger, Command], Carried]]] = {
@@ -346,7 +264,5 @@ COMMANDS: Final[Mapping[str, Callable[[Ledger, Command], Carried]]] = {
     "settle": _settle,
     "extend": _extend,
     "release": _release,
-    "set_aside": _set_aside,
-    "open_escrow": _open_escrow,
-    "recall_escrows": _recall_escrows,
+    **ESCROW_COMMANDS,
 }

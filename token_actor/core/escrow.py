@@ -21,6 +21,7 @@ Bounds: ``ESCROWS_MAX`` escrows of ``CALLS_MAX`` calls each; none are set aside 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import le
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from token_actor.core.estimates import GIVEN, Estimated, is_unmeasured
@@ -84,7 +85,7 @@ class Escrow:
 
 def covers(most: Most, measures: Most | None) -> bool:
     """Tell whether a call that may use ``measures`` is one of those set aside; ``None`` means that nobody said."""
-    return measures is None or all(measure <= each for measure, each in zip(measures, most, strict=True))
+    return measures is None or all(map(le, measures, most))
 
 
 class Escrows:
@@ -164,6 +165,14 @@ class Escrows:
                 self.changes += 1
         return calls
 
+    def in_the_way(self) -> list[str]:
+        """Return the numbers of those that hold room of a limit that somebody waits for."""
+        return [
+            number
+            for number, escrow in self.by_number.items()
+            if any(self._room.needs(key) for key, _ in escrow.amounts)
+        ]
+
     def _hold(self, escrow: Escrow, calls: int) -> None:
         """Set aside what so many calls hold, or give it back when they are below 0."""
         self._reservations.promised += calls
@@ -180,8 +189,7 @@ class Escrows:
     def dump(self) -> list[list[Any]]:
         """Return the state as plain values."""
         return [
-            [number, each.terms.series, list(each.terms.most), each.terms.source, each.left, each.pending]
-            + [[[*key, amount] for key, amount in each.amounts]]
+            [number, *_listed(each.terms), each.left, each.pending, [[*key, amount] for key, amount in each.amounts]]
             for number, each in self.by_number.items()
         ]
 
@@ -198,3 +206,7 @@ class Escrows:
 def measures_of(estimate: Estimate) -> Most:
     """Return what an estimate says of one call, as the terms of an escrow have it."""
     return (estimate.tokens, *estimate.kinds, estimate.cost_nanousd)
+
+
+def _listed(terms: Terms) -> list[Any]:
+    return [terms.series, list(terms.most), terms.source]

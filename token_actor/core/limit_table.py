@@ -47,7 +47,8 @@ class Meter:
     maps values of ``by`` to their counters. ``holders`` are the open reservations of each value,
     as (expiry, id) in that order.
     ``refused`` counts decisions, ``debt`` what was used beyond what was reserved. During its ``pause`` it
-    grants nothing. ``aside`` is what is set aside of each value (see ``escrow``). ``told`` are the thresholds that were told; ``None`` for a limit without periods.
+    grants nothing. ``aside`` is what is set aside of each value (see ``escrow``). ``told`` are the thresholds that
+    were told; ``None`` for a limit without periods.
     """
 
     def __init__(self, number: int, limit: Limit) -> None:

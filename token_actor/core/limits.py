@@ -75,10 +75,10 @@ def estimate_of(arguments: Mapping[str, Any]) -> Estimate:
     if not RESERVE_ARGUMENTS.issuperset(arguments):
         name = next(name for name in arguments if name not in RESERVE_ARGUMENTS)
         raise InvalidValue(str(name), "is not a dimension, a token count, cost_usd, or requests", reason="decode")
-    tokens, *kinds = [check_count(name, arguments.get(name, 0)) for name in MEASURES]
+    tokens, *kinds = [check_count(name, arguments[name]) if name in arguments else 0 for name in MEASURES]
     series = series_of(arguments)
-    cost_nanousd = cost_to_nanousd(arguments.get("cost_usd")) or 0
-    requests = check_count("requests", arguments.get("requests", 1))
+    cost_nanousd = (cost_to_nanousd(arguments["cost_usd"]) or 0) if "cost_usd" in arguments else 0
+    requests = check_count("requests", arguments["requests"]) if "requests" in arguments else 1
     return Estimate(series, tokens, tuple(kinds), cost_nanousd, requests)
 
 

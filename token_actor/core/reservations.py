@@ -17,10 +17,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from token_actor.core.limits import CONCURRENCY
 from token_actor.core.reservation_states import (
     EXPIRED,
     NONE,
@@ -33,18 +31,18 @@ from token_actor.core.reservation_states import (
     Open,
     holds_of,
 )
+from token_actor.core.retries import retry_after_ms
 from token_actor.core.standings import Standing, cost_to, hold_of, shown, standing_of, tightest_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from token_actor.core.limit_table import LimitTable, Meter
-    from token_actor.core.limits import Estimate, Refund
+    from token_actor.core.limits import Estimate
     from token_actor.core.usage import Event
 
 OPEN_MAX: Final = 100_000  # about 1 KB each; ten thousand calls a second of ten seconds each
 CLOSED_MAX: Final = 100_000  # as many as there are answers to requests
-REFUNDS_MAX: Final = 256  # looked at to say when there will be room; later ones are taken to give nothing back
 DUPLICATE: Final = "duplicate"  # why an event was not counted that counted before
 TTL_MS: Final = 60_000  # for callers that do not say: longer than nearly every call to a model
 TTL_MS_MAX: Final = 86_400_000
@@ -121,27 +119,7 @@ class Reservations:
 
     def retry_after_ms(self, standing: Standing, now_ms: int) -> int | None:
         """Return when the cost will fit if nothing else happens; ``None`` when it never can."""
-        if standing.fits:
-            return 0
-        meter, counter = standing.meter, standing.meter.find(standing.scope)
-        if standing.never:
-            return None
-        if standing.cost <= standing.left:  # only the pause refuses
-            return standing.paused_ms
-        assert counter is not None, "what was never used has room"
-        refunds = self._refunds(meter, standing.scope)
-        if meter.limit.kind != CONCURRENCY:  # there nothing else gives back
-            refunds = islice(refunds, REFUNDS_MAX)
-        wait_ms = meter.counters.retry_after_ms(counter, standing.cost, now_ms, refunds)
-        return max(wait_ms, standing.paused_ms)
-
-    def _refunds(self, meter: Meter, scope: str) -> Iterator[Refund]:
-        """Yield what expiries will give back, the first one first: few of them are wanted, and many may be open."""
-        if meter.limit.gives_back:
-            for expires_ms, reservation in meter.holders.get(meter.name_of(scope), ()):
-                for hold in self.open[reservation].holds:
-                    if hold.meter == meter.number:
-                        yield expires_ms, hold.place, hold.amount
+        return retry_after_ms(standing, self.open, now_ms)
 
     def decide(self, standings: Sequence[Standing], now_ms: int) -> dict[str, Any]:
         """Return what a decision over all these limits comes to, as a map; changes nothing.

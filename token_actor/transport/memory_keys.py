@@ -114,7 +114,7 @@ class Keyspace:
         self._values[append.key] = stream
         return entry_id
 
-    def _change(self, operation: Operation) -> bytes | int | None:  # noqa: PLR0911 - one return per operation
+    def _change(self, operation: Operation) -> bytes | int | None:  # noqa: C901, PLR0911 - a case and a return per operation
         match operation:
             case Append():
                 return self.append(operation)

@@ -32,7 +32,7 @@ from token_actor.transport.ports import EXCHANGE_COUNT, Append, Entry, Operation
 from token_actor.transport.redis_commands import Command, command, xread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 Reply: TypeAlias = Any  # what hiredis made of it; each command has its own shape
 
@@ -194,11 +194,16 @@ class RedisConnection:
 
     def _transaction(self, operations: Sequence[Operation]) -> list[Outcome] | None:
         """Return what a transaction comes to; ``None`` when something that was watched has changed."""
-        with self._conversation((b"MULTI",), *map(command, operations), (b"EXEC",)):
-            queued = [self._reply() for _ in range(1 + len(operations))][1:]
+        try:  # a conversation without its context manager: a call that is taken waits for this alone
+            self._send(((b"MULTI",), *map(command, operations), (b"EXEC",)))
+            queued = [self._reply() for _ in range(1 + len(operations))]
             done = self._reply()
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._end()
         if isinstance(done, ServerRefused):
-            return [outcome if isinstance(outcome, ServerRefused) else done for outcome in queued]
+            return [outcome if isinstance(outcome, ServerRefused) else done for outcome in queued[1:]]
         return None if done is None else [self._refusal(each) for each in done]
 
     def exchange(self, append: Append, *, inbox: bytes, after: bytes, block_ms: int) -> tuple[bytes, list[Entry]]:
@@ -239,17 +244,28 @@ class RedisConnection:
     @contextmanager
     def _conversation(self, *commands: Command) -> Iterator[None]:
         """Send ``commands`` in one write, and drop the connection if the block fails to read every reply."""
+        try:
+            self._send(commands)
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._end()
+
+    def _send(self, commands: Iterable[Command]) -> None:
         if self._closed:
             message = f"the connection to {self._address} is closed"
             raise ClosedError(message)
-        try:
-            self._wire.send_packed_command([b"".join(map(_pack, commands))], check_health=False)
-            yield
-        except BaseException as error:
-            self._wire.disconnect()
-            if isinstance(error, (RedisError, OSError, UnicodeError)):  # the last: a host name that is none
-                raise self._border_error(error) from error
-            raise
+        self._wire.send_packed_command([b"".join(map(_pack, commands))], check_health=False)
+
+    def _leave(self, error: BaseException) -> None:
+        """Drop the connection, which may hold unread replies; raise in our own words what is wrong with the server."""
+        self._wire.disconnect()
+        if isinstance(error, (RedisError, OSError, UnicodeError)):  # the last: a host name that is none
+            raise self._border_error(error) from error
+
+    def _end(self) -> None:
+        """Leave a server that is no longer the right one."""
         if self._moved or self._closed:
             self._moved = False
             self._wire.disconnect()

@@ -31,7 +31,7 @@ def xread(after: Mapping[bytes, bytes], *, count: int, block_ms: int | None) -> 
     return (b"XREAD", b"COUNT", count, *block, b"STREAMS", *after.keys(), *after.values())
 
 
-def command(operation: Operation) -> Command:  # noqa: PLR0911 - one return per operation
+def command(operation: Operation) -> Command:  # noqa: C901, PLR0911 - a case and a return per operation
     """Return the command that carries out one operation."""
     match operation:
         case Append(key=key, fields=fields, entry_id=entry_id, length_max=length_max):

@@ -1,0 +1,86 @@
+"""The commands of escrow: what a leader gives of them, and the part of a ``reserve`` that takes a call."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from token_actor.core.arguments import check_arguments, identifier, whole
+from token_actor.core.escrow import CALLS_MAX, ESCROWS_MAX, MEASURED, Terms, measures_of
+from token_actor.core.estimates import SOURCES, is_unmeasured
+from token_actor.core.limits import RESERVE_ARGUMENTS, estimate_of
+from token_actor.core.usage import check_count, check_series_key
+from token_actor.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from token_actor.core.commands import Carried, Command
+    from token_actor.core.ledger import Ledger
+
+ESCROW: Final = "escrow"  # the argument of a ``reserve`` that names what it has taken a call from
+DRAWN: Final = "drawn"  # names the same in the answer
+HINT: Final = "escrow"  # what a client has to know to do so, in the answer to one that was decided
+
+
+def take(ledger: Ledger, arguments: dict[str, Any]) -> tuple[str, Terms] | None:
+    """Return the escrow that a call was taken from, and its terms; ``None`` when it must be decided.
+
+    The counter on the server counted whatever else is said, so this comes before everything that may be wrong.
+    """
+    number = arguments.pop(ESCROW, None)
+    if number is None:
+        return None
+    number, escrows = str(number), ledger.admission.escrows
+    with suppress(InvalidValue):  # it will be raised again, by who decides
+        asked = estimate_of({name: value for name, value in arguments.items() if name in RESERVE_ARGUMENTS})
+        measures = None if is_unmeasured(arguments) else measures_of(asked)
+        terms = escrows.take(number, asked.series, asked.requests, measures)
+        return None if terms is None else (number, terms)
+    escrows.take(number, "", 0, None)
+    return None
+
+
+def _set_aside(ledger: Ledger, command: Command) -> Carried:
+    """Set quota aside for calls of one combination of names, if there is room for all of them."""
+    check_arguments(command, "number", "series", "most", "source", "calls")
+    most, source = command.arguments.get("most"), command.arguments.get("source")
+    series = check_series_key(command.arguments.get("series"))
+    if not isinstance(most, (list, tuple)) or len(most) != MEASURED:
+        raise InvalidValue("most", f"must be {MEASURED} counts", reason="decode")
+    if source not in SOURCES:
+        raise InvalidValue("source", f"must be one of {', '.join(SOURCES)}", reason="decode")
+    terms = Terms(series, tuple(check_count("most", each) for each in most), source)
+    names, calls = ledger.series.counted_as(series), _calls(command)
+    done = ledger.admission.escrows.set_aside(_number(command), terms, names, calls, ledger.log_ms)
+    return {"set_aside": done}, []
+
+
+def _open_escrow(ledger: Ledger, command: Command) -> Carried:
+    """Count calls that were put into the counter on the server in the same transaction."""
+    check_arguments(command, "number", "calls")
+    return {"opened": ledger.admission.escrows.open(_number(command), _calls(command))}, []
+
+
+def _recall_escrows(ledger: Ledger, command: Command) -> Carried:
+    """Give back what is set aside; its counters were taken away in the same transaction."""
+    check_arguments(command, "numbers")
+    numbers = command.arguments.get("numbers")
+    if not isinstance(numbers, (list, tuple)) or len(numbers) > ESCROWS_MAX:
+        raise InvalidValue("numbers", f"must be at most {ESCROWS_MAX} ids of escrows", reason="decode")
+    return {"recalled": ledger.admission.escrows.recall(map(str, numbers))}, []
+
+
+def _number(command: Command) -> str:
+    return identifier(command, "number", of="the id of an escrow")
+
+
+def _calls(command: Command) -> int:
+    return whole("calls", command.arguments.get("calls"), 1, CALLS_MAX)
+
+
+ESCROW_COMMANDS: Final[Mapping[str, Callable[[Ledger, Command], Carried]]] = {
+    "set_aside": _set_aside,
+    "open_escrow": _open_escrow,
+    "recall_escrows": _recall_escrows,
+}
