@@ -149,8 +149,10 @@ class EscrowKeeper:
             self._rest(refused)
 
     def _rest(self, refused: ServerRefused) -> None:
-        """Set nothing aside for a while; a counter that was changed, when the log was not, does not count."""
-        self._leadership.write([Delete(keys=[self._keys.escrow])])
+        """Set nothing aside for a while; recall what there is, because counters and log may not say the same now."""
+        numbers = sorted({*self._own, *self._follower.ledger.admission.escrows.by_number})
+        recall = self._command("recall_escrows", {"numbers": numbers})
+        self._leadership.write([Delete(keys=[self._keys.escrow]), recall])
         self.forget()
         self._rests_until_ms = self._clock.ticks_ms() + REST_MS
         extra = {"action": "escrow_refused", "problem": str(refused)}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Folded:
     """Hold what a read came to: answers to commands by client, dead letters and notices in log order.
 
-    ``granted`` are arguments and answers of calls that were granted by a decision, ``taken`` the numbers of the
+    ``granted`` are arguments and answers of calls that were granted by a decision, ``taken`` the numbers of escrows
     that calls were taken from. ``entries`` is how many entries were folded, ``events`` how many events are in them.
     """
 

@@ -125,8 +125,9 @@ class WaitingRoom:
         return queue is not None and queue[0][0] < turn.at(key)
 
     def due_ms(self, key: Key) -> int:
-        """Return when the first of those who lack room at a limit may have it."""
-        return self.waiters[self._lacking[key][0][1]].due_ms
+        """Return when the first of those who lack room at a limit may have it; 0 when nobody does."""
+        queue = self._lacking.get(key)
+        return self.waiters[queue[0][1]].due_ms if queue else 0
 
     def add(self, waiter: Waiter) -> None:
         """Let somebody wait."""
