@@ -112,6 +112,27 @@ class TestTaking:
         assert (outcome.known, outcome.answer) == (False, answer)
         assert till.taken() == (0, 10)
 
+    def test_a_call_that_is_known_already_takes_its_place_for_nothing(self, till):
+        till.stock(2)
+        command = Command(operation="reserve", request_id="x", client="c", arguments={"agent": "a", "tokens": 10})
+        execute(till.ledger, command, till.now_ms)
+        known, answer = till.take(request_id="x")
+        assert (known, "drawn" in answer) == (False, False)
+        assert (till.taken(), till.aside) == ((0, 10), {"": 10})
+        assert [till.take()[0] for _ in range(2)] == [True, False]
+
+    def test_so_does_one_that_waits_already(self, till):
+        till.ask(95, "w", wait_ms=0)
+        command = Command(
+            operation="reserve", request_id="x", client="c", arguments={"agent": "a", "tokens": 10, "wait_ms": 9_000}
+        )
+        till.ledger.limits.put(Limit("l", 200), NOW_MS)
+        till.stock(2)
+        till.ledger.limits.put(Limit("l", 100), NOW_MS)
+        assert execute(till.ledger, command, till.now_ms).answer is None
+        assert till.take(request_id="x")[1] is None
+        assert till.aside == {"": 10}
+
     def test_it_is_settled_like_any_other(self, till):
         till.stock(2)
         _, answer = till.take()

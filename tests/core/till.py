@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.core.desk import AGENTS, Desk
 from token_actor.core.escrow import Terms, covers, measures_of
 from token_actor.core.limits import Estimate, Limit
 from token_actor.core.waiting import Wish
+
+if TYPE_CHECKING:
+    import random
 
 CALLS = (1, 2, 5)
 

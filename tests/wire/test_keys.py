@@ -23,6 +23,7 @@ MADE = {  # every key, as the dictionary spells it
     "{ns:p}:dead": KEYS.dead,
     "{ns:p}:notices": KEYS.notices,
     "{ns:p}:notified:<consumer>": KEYS.notified("w-1"),
+    "{ns:p}:escrow": KEYS.escrow,
     "{ns:p}:leader": KEYS.leader,
     "{ns:p}:epoch": KEYS.epoch,
     "{ns:p}:snapshots": KEYS.snapshots,
@@ -38,7 +39,7 @@ def test_the_dictionary_in_the_docstring_names_every_key_and_no_other():
 def test_there_is_no_key_besides():
     public = {name for name, _ in inspect.getmembers(Keys) if not name.startswith("_")} - {"namespace", "partition"}
     assert public == {
-        "log", "ask", "inbox", "dead", "notices", "notified", "leader", "epoch", "snapshots", "chunk", "meta",
+        "log", "ask", "inbox", "dead", "notices", "notified", "leader", "escrow", "epoch", "snapshots", "chunk", "meta",
     }  # fmt: skip
     assert len(public) == len(MADE)
 

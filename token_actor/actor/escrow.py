@@ -20,6 +20,7 @@ from token_actor.core.escrow import CALLS_MAX, Most, Terms, covers
 from token_actor.core.limits import MEASURES
 from token_actor.core.reservations import OPEN_MAX
 from token_actor.core.usage import series_of
+from token_actor.core.waiting import key_of
 from token_actor.errors import ServerRefused, TransportError
 from token_actor.transport.ports import AddToField, Append, Delete, DeleteFields
 from token_actor.wire.messages import COMMAND_FIELD, encode_command
@@ -131,8 +132,7 @@ class EscrowKeeper:
         if (self._own or self._wanted or ledger.admission.escrows) and ticks_ms >= self._rests_until_ms:
             operations = self._recall(ledger, ticks_ms)
             operations += self._open(ledger, ticks_ms)
-            if not ledger.admission.room:
-                operations += self._set_aside(ledger, ticks_ms)
+            operations += self._set_aside(ledger, ticks_ms)
             if operations:
                 self._write(operations)
         self._taken.clear()
@@ -179,9 +179,9 @@ class EscrowKeeper:
             self._looked_ms = ticks_ms
             self._sweep(escrows.by_number)
             crowded = 4 * (ledger.reservations.promised + len(ledger.reservations.open)) > 3 * OPEN_MAX
-            for number in self._own.keys() & escrows.by_number.keys():
-                idle = ticks_ms - self._own[number].taken_ms >= IDLE_MS
-                if crowded or idle or self._is_of_no_use(ledger, number):
+            for number, own in list(self._own.items()):
+                idle = ticks_ms - own.taken_ms >= IDLE_MS
+                if crowded or idle or (number in escrows.by_number and self._is_of_no_use(ledger, number)):
                     numbers.add(number)
         if not numbers:
             return []
@@ -262,7 +262,8 @@ class EscrowKeeper:
         names = ledger.series.counted_as(terms.series)
         for each in ledger.reservations.standings(names, terms.estimate, ledger.log_ms):
             if each.enforced and each.cost:
-                calls = min(calls, 0 if each.paused_ms else (each.left - each.aside) // (SHARE * each.cost))
+                closed = each.paused_ms or ledger.admission.room.needs(key_of(each))
+                calls = min(calls, 0 if closed else (each.left - each.aside) // (SHARE * each.cost))
         if calls < CALLS_MIN:
             return []
         arguments = {"number": number, "series": terms.series, "most": list(terms.most), "source": terms.source}

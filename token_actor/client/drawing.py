@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from token_actor.wire.keys import Keys
 
 DRAWN_S: Final = 60.0  # as long as a question waits for the log to be folded
+HINT_S: Final = 10.0  # then the actor is asked once more: the figures that a decision shows are never older
 HINTS_MAX: Final = 1_024  # per line, about 2 KB each
 
 
@@ -38,13 +39,14 @@ class Call(NamedTuple):
 
 
 class _Hint(NamedTuple):
-    """Hold from which escrow calls may be taken, and the actor's last decision, on a call of which measures."""
+    """Hold from which escrow calls may be taken until when, and the actor's last decision: on which measures."""
 
     number: str
     take: AddToField
     most: Most
     measures: Most | None
     decision: Mapping[str, Any]
+    until: float
 
 
 class Hints:
@@ -68,7 +70,7 @@ class Hints:
         hint = decision.pop(HINT)
         if decision["granted"]:
             take = AddToField(key=keys.escrow, field=hint["number"].encode(), amount=-1)
-            known = _Hint(hint["number"], take, tuple(hint["most"]), call.measures, decision)
+            known = _Hint(hint["number"], take, tuple(hint["most"]), call.measures, decision, monotonic() + HINT_S)
             self._known[keys.partition, call.estimate.series] = known
             if len(self._known) > HINTS_MAX:
                 self._known.popitem(last=False)
@@ -82,7 +84,9 @@ class Hints:
     def find(self, keys: Keys, call: Call) -> _Hint | None:
         """Return from what a call may be taken; ``None`` when the actor has to be asked."""
         hint = self._known.get((keys.partition, call.estimate.series))
-        return hint if hint is not None and covers(hint.most, call.measures) else None
+        if hint is None or not covers(hint.most, call.measures) or hint.until < monotonic():
+            return None
+        return hint
 
     def draw(
         self, connection: Connection, keys: Keys, call: Call, hint: _Hint, append: Append, reservation: str

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.arguments import check_arguments, identifier, whole
 from token_actor.core.columns import Rejection, columns_of
-from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, HINT, take
+from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, HINT, forfeit, take
 from token_actor.core.limits import estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import NONE, RELEASED
@@ -70,6 +70,7 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     request = (command.client, command.request_id)
     known = ledger.answers.get(request)
     if known is not None:
+        forfeit(ledger, command.arguments)
         return _told(known)
     answer: dict[str, Any] | None
     try:
@@ -94,6 +95,7 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
     if operation is None or waits:  # it will be told; maybe its time has come just now
+        forfeit(ledger, command.arguments)
         return None, []
     with ledger.limits.watch.step(ledger.log_ms):
         carried = operation(ledger, command)

@@ -28,17 +28,23 @@ def take(ledger: Ledger, arguments: dict[str, Any]) -> tuple[str, Terms] | None:
 
     The counter on the server counted whatever else is said, so this comes before everything that may be wrong.
     """
-    number = arguments.pop(ESCROW, None)
-    if number is None:
+    if ESCROW not in arguments:
         return None
-    number, escrows = str(number), ledger.admission.escrows
     with suppress(InvalidValue):  # it will be raised again, by who decides
         asked = estimate_of({name: value for name, value in arguments.items() if name in RESERVE_ARGUMENTS})
         measures = None if is_unmeasured(arguments) else measures_of(asked)
-        terms = escrows.take(number, asked.series, asked.requests, measures)
+        number = str(arguments.pop(ESCROW))
+        terms = ledger.admission.escrows.take(number, asked.series, asked.requests, measures)
         return None if terms is None else (number, terms)
-    escrows.take(number, "", 0, None)
+    forfeit(ledger, arguments)
+    del arguments[ESCROW]
     return None
+
+
+def forfeit(ledger: Ledger, arguments: Mapping[str, Any]) -> None:
+    """Let go of the call that these arguments have taken, if any: nobody is granted it."""
+    if ESCROW in arguments:
+        ledger.admission.escrows.take(str(arguments[ESCROW]), "", 0, None)
 
 
 def _set_aside(ledger: Ledger, command: Command) -> Carried:

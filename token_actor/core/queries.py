@@ -77,6 +77,8 @@ def _status(ledger: Ledger, arguments: Mapping[str, Any], now_ms: int) -> dict[s
         "producers": len(ledger.producers),
         "message_ids": len(ledger.message_ids),
         "recent_events": len(ledger.recent),
+        "open_reservations": len(ledger.reservations.open),
+        "set_aside_calls": ledger.reservations.promised,
     }
 
 
