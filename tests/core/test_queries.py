@@ -87,6 +87,8 @@ def test_the_status_says_how_much_there_is_of_everything(ledger):
         "producers": 1,
         "message_ids": 2,
         "recent_events": 6,
+        "open_reservations": 0,
+        "set_aside_calls": 0,
     }
 
 
