@@ -196,10 +196,13 @@ class Engine:
 
     def _call(self, tenant: str | None, deadline: Deadline, request: Request, lines: LinePool) -> Mapping[str, Any]:
         try:
-            with lines.line(deadline) as line:
+            line = lines.borrow(deadline)
+            try:
                 asked_s = deadline.left_s
                 keys = self._keys_of(tenant, line.connection, deadline)
                 answer = line.ask(request, keys, deadline)
+            finally:
+                lines.give_back(line)
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
         if answer is None and deadline.timeout_s - asked_s > max(deadline.timeout_s / 2, RETRY_S):
@@ -233,10 +236,9 @@ class Engine:
             )
         self._partitions = partitions
         number = _partition(partitions, tenant)
-        keys = self._keys.get(number)
-        if keys is None:
-            keys = self._keys[number] = Keys(self.settings.namespace, number)
-        return keys
+        if number not in self._keys:
+            self._keys[number] = Keys(self.settings.namespace, number)
+        return self._keys[number]
 
     def _await_partitions(self, connection: Connection, deadline: Deadline) -> int | None:
         """Return how many partitions there are; ``None`` when nobody has written that down by the deadline.

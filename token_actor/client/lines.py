@@ -196,13 +196,17 @@ class LinePool:
 
     @contextmanager
     def line(self, deadline: Deadline) -> Iterator[Line]:
-        """Lend a line; waits for one until ``deadline``. Raises ``ClientBusy`` at it, ``ClosedError``."""
-        lent = self._borrow()
-        line = self._wait_for(lent, deadline) if isinstance(lent, _Turn) else lent
+        """Lend a line for a while; see ``borrow``."""
+        line = self.borrow(deadline)
         try:
             yield line
         finally:
-            self._give_back(line)
+            self.give_back(line)
+
+    def borrow(self, deadline: Deadline) -> Line:
+        """Lend a line until it is given back; waits for one. Raises ``ClientBusy`` at the deadline, ``ClosedError``."""
+        lent = self._borrow()
+        return self._wait_for(lent, deadline) if isinstance(lent, _Turn) else lent
 
     def _borrow(self) -> Line | _Turn:
         """Return a line, or a place in the queue for one."""
@@ -234,7 +238,8 @@ class LinePool:
             message = f"all {self._lines_max} {self._what} are busy; {self._advice}"
             raise ClientBusy(message, timeout_s=deadline.timeout_s)
 
-    def _give_back(self, line: Line) -> None:
+    def give_back(self, line: Line) -> None:
+        """Take a line back, and lend it to whoever queues."""
         with self._lock:
             if self._closed:
                 line.close()

@@ -9,7 +9,7 @@ A new command is a function here, and a line in ``COMMANDS``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from token_actor.core.arguments import check_arguments, identifier, whole
 from token_actor.core.columns import Rejection, columns_of
@@ -37,8 +37,7 @@ ANSWERS_MAX: Final = 100_000  # request ids remembered with their answers; a ret
 _REFUSED: Final = "refused"  # names a refusal among the answers remembered: field, problem, reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(NamedTuple):
     """Hold one command: what to do, for whom, and the event that comes with it, if any."""
 
     operation: str
