@@ -195,16 +195,15 @@ class Engine:
             watch.stop()
 
     def _call(self, tenant: str | None, deadline: Deadline, request: Request, lines: LinePool) -> Mapping[str, Any]:
+        line = lines.borrow(deadline)
         try:
-            line = lines.borrow(deadline)
-            try:
-                asked_s = deadline.left_s
-                keys = self._keys_of(tenant, line.connection, deadline)
-                answer = line.ask(request, keys, deadline)
-            finally:
-                lines.give_back(line)
+            asked_s = deadline.left_s
+            keys = self._keys_of(tenant, line.connection, deadline)
+            answer = line.ask(request, keys, deadline)
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
+        finally:
+            lines.give_back(line)
         if answer is None and deadline.timeout_s - asked_s > max(deadline.timeout_s / 2, RETRY_S):
             raise ClientBusy("too much is under way in this client to ask in time", timeout_s=deadline.timeout_s)
         if answer is None:
