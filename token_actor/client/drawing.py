@@ -97,7 +97,7 @@ class Hints:
         """
         left, entry_id = connection.write_together((hint.take, append))
         if isinstance(entry_id, ServerRefused):
-            raise entry_id
+            raise left if isinstance(left, ServerRefused) else entry_id  # the first says why all were refused
         assert isinstance(entry_id, bytes), "an append comes to an id"
         if not isinstance(left, int) or left < 0:
             del self._known[keys.partition, call.estimate.series]

@@ -51,6 +51,7 @@ START_INVALID: Final = "ERR invalid start ID for the interval"
 END_INVALID: Final = "ERR invalid end ID for the interval"
 NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
 FIELD_NOT_AN_INTEGER: Final = "ERR hash value is not an integer"
+FIELD_OVERFLOW: Final = "ERR increment or decrement would overflow"
 EXPIRE_INVALID: Final = "ERR invalid expire time in 'set' command"
 ARGUMENTS: Final = "ERR wrong number of arguments for '{}' command"
 
@@ -183,9 +184,12 @@ class Keyspace:
         text = fields.get(add.field, b"0")
         if not INTEGER_TEXT.fullmatch(text):
             raise ServerRefused(FIELD_NOT_AN_INTEGER)
-        fields[add.field] = b"%d" % (int(text) + add.amount)
+        total = int(text) + add.amount
+        if not -INTEGER_MAX <= total + 1 <= INTEGER_MAX + 1:
+            raise ServerRefused(FIELD_OVERFLOW)
+        fields[add.field] = b"%d" % total
         self._values[add.key] = fields
-        return int(fields[add.field])
+        return total
 
     def _delete_fields(self, key: bytes, names: Sequence[bytes]) -> int:
         if not names:
