@@ -138,8 +138,7 @@ class Engine:
     def _last_id(self, partition: int) -> bytes | None:
         """Return the last entry of this client in a log that it was told no answer to; ``None``: there is none."""
         drawn = self._lines.last_drawn(partition) + self._waiting_lines.last_drawn(partition)
-        sent = self._sender.last_id(partition)
-        return max(drawn if sent is None else [*drawn, sent], key=id_pair, default=None)
+        return max(filter(None, [*drawn, self._sender.last_id(partition)]), key=id_pair, default=None)
 
     def command(
         self,
@@ -195,15 +194,16 @@ class Engine:
             watch.stop()
 
     def _call(self, tenant: str | None, deadline: Deadline, request: Request, lines: LinePool) -> Mapping[str, Any]:
-        line = lines.borrow(deadline)
         try:
-            asked_s = deadline.left_s
-            keys = self._keys_of(tenant, line.connection, deadline)
-            answer = line.ask(request, keys, deadline)
+            line = lines.borrow(deadline)
+            try:
+                asked_s = deadline.left_s
+                keys = self._keys_of(tenant, line.connection, deadline)
+                answer = line.ask(request, keys, deadline)
+            finally:
+                lines.give_back(line)
         except ServerUnavailable as error:
             raise self._unavailable(error, deadline) from error
-        finally:
-            lines.give_back(line)
         if answer is None and deadline.timeout_s - asked_s > max(deadline.timeout_s / 2, RETRY_S):
             raise ClientBusy("too much is under way in this client to ask in time", timeout_s=deadline.timeout_s)
         if answer is None:
