@@ -9,9 +9,10 @@ import pytest
 
 from tests.client.harness import wait_until
 from token_actor.actor import escrow
+from token_actor.actor.leadership import Leadership
 from token_actor.client import drawing
 from token_actor.core.limits import Limit
-from token_actor.errors import RateLimited
+from token_actor.errors import RateLimited, ServerUnavailable
 from token_actor.transport.ports import AddToField, Put
 from token_actor.wire.codec import unpack
 from token_actor.wire.messages import COMMAND_FIELD
@@ -232,6 +233,46 @@ class TestTheLeader:
         client.record(10_000)
         client.flush()
         wait_until(lambda: counters(fleet) == {})
+
+    def test_where_two_want_all_there_is_one_gets_nothing(self, fleet, monkeypatch):
+        monkeypatch.setattr(escrow, "SHARE", 1)
+        monkeypatch.setattr(escrow, "OFTEN", 4)
+        fleet.actor()
+        client = fleet.client()
+        client.put_limit(Limit("l", 160))
+        with ThreadPoolExecutor(2) as pool:
+            work = [pool.submit(lambda name=name: [client.reserve(10, agent=name) for _ in range(8)]) for name in "ab"]
+            assert sum(len(each.result()) for each in work) == 16
+        with pytest.raises(RateLimited):
+            client.reserve(1)
+
+    def test_what_was_not_written_for_certain_is_recalled(self, fleet, monkeypatch):
+        fails = [True]
+
+        def write(self, operations):
+            if fails and any(isinstance(each, AddToField) for each in operations):
+                fails.clear()
+                raise ServerUnavailable("gone")
+            return original(self, operations)
+
+        original = Leadership.write
+        monkeypatch.setattr(Leadership, "write", write)
+        fleet.actor()
+        client = fleet.client(agent="a")
+        client.put_limit(Limit("l", AMPLE))
+        calls = warm(client)
+        assert not fails
+        assert len(commands(fleet, "recall_escrows")) == 1
+        assert reserved(client) == calls * 10
+
+    def test_very_many_combinations_begin_anew(self, fleet, monkeypatch):
+        monkeypatch.setattr(escrow, "COMBINATIONS_MAX", 2)
+        fleet.actor()
+        client = fleet.client()
+        client.put_limit(Limit("l", AMPLE))
+        for _ in range(2 * escrow.OFTEN):
+            assert not any(drawn(client, agent=name) for name in ("a", "b", "c"))
+        warm(client, agent="a")
 
     def test_a_server_that_does_not_let_it_is_left_alone(self, fleet, caplog):
         fleet.connect().write([Put(key=fleet.keys().escrow, value=b"something else")])

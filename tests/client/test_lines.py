@@ -8,12 +8,15 @@ import time
 import pytest
 
 from tests.client.harness import SLACK_S, elapsed_s, wait_until
-from token_actor.client import lines
+from token_actor.client import drawing, lines
 from token_actor.client.deadline import Deadline
+from token_actor.client.drawing import Call
 from token_actor.client.lines import Line, LinePool, Request
+from token_actor.core.escrow import measures_of
+from token_actor.core.limits import Estimate
 from token_actor.errors import ActorUnavailable, ClosedError, InvalidQuestion, ServerRefused, ServerUnavailable
 from token_actor.transport.memory import MemoryServer
-from token_actor.transport.ports import FIRST, Append
+from token_actor.transport.ports import FIRST, AddToField, Append
 from token_actor.wire.keys import Keys
 from token_actor.wire.messages import ANSWER_FIELD, Answer
 
@@ -50,6 +53,10 @@ class Script:
 
     def write(self, operations):
         self.written = list(operations)
+        return self._next()
+
+    def write_together(self, operations):
+        self.taken = list(operations)
         return self._next()
 
     def close(self):
@@ -93,6 +100,103 @@ class TestTakingBack:
         script = Script(*[[] for _ in range(10_000)])
         with pytest.raises(ServerUnavailable):
             Line(script, "c").ask(Request(question, take_back), HERE, Deadline.after(0.01))
+
+
+A_CALL = Call(Estimate("a", 10), measures_of(Estimate("a", 10)), 60_000)
+
+
+def decided(request_id, number="e", most=10, entry_id=b"1-1"):
+    """An answer to a call that the actor decided, which says where the next ones are taken."""
+    result = {"granted": True, "cost": 10, "escrow": {"number": number, "most": [most, 0, 0, 0, 0, 0]}}
+    return an_answer(request_id, entry_id=entry_id, result=result)
+
+
+class TestTaking:
+    """A line that knows where calls are taken does so first."""
+
+    @staticmethod
+    def ask(line, call=A_CALL, timeout_s=5.0, keys=HERE):
+        return line.ask(Request(question, None, call), keys, Deadline.after(timeout_s))
+
+    def test_what_an_answer_says_of_it_is_not_shown(self):
+        assert self.ask(Line(Script([decided("1")]), "c")) == {"granted": True, "cost": 10}
+
+    def test_a_call_is_taken_in_one_exchange(self):
+        script = Script([decided("1")], [4, b"77-0"])
+        line = Line(script, "c")
+        self.ask(line)
+        assert self.ask(line) == {
+            "granted": True, "cost": 10, "reservation": "c:2", "expires_ms": 60_077, "drawn": "e",
+        }  # fmt: skip
+        assert script.taken == [AddToField(key=HERE.escrow, field=b"e", amount=-1), question(HERE, "c", "2", "e")]
+        assert line.hints.last_drawn(0) == b"77-0"
+        assert line.hints.last_drawn(1) is None
+
+    def test_when_there_is_none_left_the_answer_is_waited_for_and_it_is_forgotten(self):
+        late = an_answer("2", entry_id=b"1-2", result={"granted": True})
+        script = Script([decided("1")], [-1, b"77-0"], [late], [an_answer("3", entry_id=b"1-3")])
+        line = Line(script, "c")
+        self.ask(line)
+        assert self.ask(line) == {"granted": True}
+        assert [append is not None for append, *_ in script.asked] == [True, False]
+        self.ask(line)
+        assert script.steps == []
+
+    def test_when_it_breaks_it_is_asked_for_under_the_same_id_and_all_is_forgotten(self):
+        script = Script([decided("1")], ServerUnavailable("gone"), [an_answer("2", entry_id=b"1-2", result={"n": 2})])
+        line = Line(script, "c")
+        self.ask(line)
+        assert self.ask(line) == {"n": 2}
+        assert script.asked[-1][0] == question(HERE, "c", "2")
+        assert line.hints.find(HERE, A_CALL) is None
+
+    @pytest.mark.parametrize(
+        "outcomes", [[ServerRefused("OOM full"), ServerRefused("EXECABORT")], [3, ServerRefused("OOM")]]
+    )
+    def test_a_refusal_is_raised_and_all_is_forgotten(self, outcomes):
+        line = Line(Script([decided("1")], outcomes), "c")
+        self.ask(line)
+        with pytest.raises(ServerRefused, match="OOM"):
+            self.ask(line)
+        assert line.hints.find(HERE, A_CALL) is None
+
+    def test_a_counter_that_is_none_is_no_grant(self):
+        script = Script([decided("1")], [ServerRefused("WRONGTYPE"), b"77-0"], [an_answer("2", entry_id=b"1-2")])
+        line = Line(script, "c")
+        self.ask(line)
+        assert self.ask(line) == {"epoch": 1}
+
+    def test_without_time_nothing_is_taken(self):
+        line = Line(Script([decided("1")]), "c")
+        self.ask(line)
+        assert self.ask(line, timeout_s=0) is None
+
+    def test_another_partition_has_others(self):
+        line = Line(Script([decided("1")], [an_answer("2")]), "c")
+        self.ask(line)
+        assert self.ask(line, keys=THERE) == {"epoch": 1}
+
+    def test_of_a_refusal_nothing_is_learned(self):
+        refused = an_answer("1", result={"granted": False, "escrow": {"number": "e", "most": [10, 0, 0, 0, 0, 0]}})
+        line = Line(Script([refused]), "c")
+        assert self.ask(line) == {"granted": False}
+        assert line.hints.find(HERE, A_CALL) is None
+
+    def test_the_oldest_are_forgotten(self, monkeypatch):
+        monkeypatch.setattr(drawing, "HINTS_MAX", 1)
+        line = Line(Script([decided("1")], [decided("2", entry_id=b"1-2")]), "c")
+        other = A_CALL._replace(estimate=Estimate("b", 10))
+        self.ask(line)
+        self.ask(line, other)
+        assert line.hints.find(HERE, A_CALL) is None
+        assert line.hints.find(HERE, other) is not None
+
+    def test_a_call_taken_long_ago_needs_not_be_waited_for(self, monkeypatch):
+        monkeypatch.setattr(drawing, "DRAWN_S", 0.0)
+        line = Line(Script([decided("1")], [4, b"77-0"]), "c")
+        self.ask(line)
+        self.ask(line)
+        assert line.hints.last_drawn(0) is None
 
 
 class TestAnswers:

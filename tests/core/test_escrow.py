@@ -173,6 +173,12 @@ class TestTaking:
         assert till.take()[0]
         assert till.taken("money") == (0, 7)
 
+    def test_who_says_what_it_costs_holds_that(self):
+        till = Till(Limit("money", 1_000, unit="cost_nanousd", kind="calendar", period="day"))
+        till.stock(2, most=[10, 0, 0, 0, 0, 7])
+        assert till.take(cost_usd="0.000000003")[0]
+        assert till.taken("money") == (0, 3)
+
     def test_limits_put_since_then_hold_what_it_may_use(self, till):
         till.stock(1)
         till.run("put_limit", {"limit": Limit("new", 5).as_map()})

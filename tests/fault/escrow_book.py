@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,7 +51,6 @@ class Life:
     tokens: int
     expires_ms: int
     state: str = "decided"
-    told: dict[str, Any] = field(default_factory=dict)
 
 
 class Refusal(NamedTuple):
