@@ -51,6 +51,7 @@ FORBIDDEN_TEXT = "ERR unknown command"
 
 # Three times as fast as redis-py's packing around it; its stub says "a tuple of one".
 _pack = cast("Callable[[Command], bytes]", pack_command)
+_MULTI, _EXEC = _pack((b"MULTI",)), _pack((b"EXEC",))
 
 _CONNECTING = re.compile(r"^Error -?\d+ connecting to \S+\. ")  # what redis-py puts before what is wrong
 
@@ -156,8 +157,7 @@ class RedisConnection:
             raise reply
         facts = _pairs(reply)
         if b"entries-added" not in facts:
-            message = f"{self._address} does not count the entries of a stream: Redis 7 or Valkey is needed"
-            raise SetupError(message)
+            raise SetupError(f"{self._address} does not count the entries of a stream: Redis 7 or Valkey is needed")
         first = facts[b"first-entry"]
         return StreamState(
             length=facts[b"length"],
@@ -194,9 +194,10 @@ class RedisConnection:
 
     def _transaction(self, operations: Sequence[Operation]) -> list[Outcome] | None:
         """Return what a transaction comes to; ``None`` when something that was watched has changed."""
+        packed = [_MULTI, *[_pack(command(operation)) for operation in operations], _EXEC]
         try:  # a conversation without its context manager: a call that is taken waits for this alone
-            self._send(((b"MULTI",), *map(command, operations), (b"EXEC",)))
-            queued = [self._reply() for _ in range(1 + len(operations))]
+            self._send(packed)
+            queued = [self._reply() for _ in packed[1:]]
             done = self._reply()
         except BaseException as error:
             self._leave(error)
@@ -245,18 +246,17 @@ class RedisConnection:
     def _conversation(self, *commands: Command) -> Iterator[None]:
         """Send ``commands`` in one write, and drop the connection if the block fails to read every reply."""
         try:
-            self._send(commands)
+            self._send(map(_pack, commands))
             yield
         except BaseException as error:
             self._leave(error)
             raise
         self._end()
 
-    def _send(self, commands: Iterable[Command]) -> None:
+    def _send(self, packed: Iterable[bytes]) -> None:
         if self._closed:
-            message = f"the connection to {self._address} is closed"
-            raise ClosedError(message)
-        self._wire.send_packed_command([b"".join(map(_pack, commands))], check_health=False)
+            raise ClosedError(f"the connection to {self._address} is closed")
+        self._wire.send_packed_command([b"".join(packed)], check_health=False)
 
     def _leave(self, error: BaseException) -> None:
         """Drop the connection, which may hold unread replies; raise in our own words what is wrong with the server."""

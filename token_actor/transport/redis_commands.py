@@ -37,6 +37,8 @@ def command(operation: Operation) -> Command:  # noqa: C901, PLR0911 - a case an
         case Append(key=key, fields=fields, entry_id=entry_id, length_max=length_max):
             bound = () if length_max is None else (b"MAXLEN", b"~", length_max)
             return (b"XADD", key, *bound, entry_id, *fields)
+        case AddToField(key=key, field=field, amount=amount):
+            return (b"HINCRBY", key, field, amount)
         case Expire(key=key, ttl_ms=ttl_ms):
             return (b"PEXPIRE", key, ttl_ms)
         case TrimBelow(key=key, entry_id=entry_id):
@@ -48,8 +50,6 @@ def command(operation: Operation) -> Command:  # noqa: C901, PLR0911 - a case an
             return (b"SET", key, value, *life, *((b"NX",) if only_if_absent else ()))
         case PutField(key=key, field=field, value=value):
             return (b"HSETNX", key, field, value)
-        case AddToField(key=key, field=field, amount=amount):
-            return (b"HINCRBY", key, field, amount)
         case DeleteFields(key=key, fields=fields):
             return (b"HDEL", key, *fields)
         case Delete(keys=keys):

@@ -24,9 +24,9 @@ PROCESSES: Final = (4, 6)  # short, long
 THREADS: Final = (5, 6)  # of each: 20 callers, and 36
 TILLS: Final = ("till0", "till1", "till2")  # all callers share these names
 HOUR: Final = Limit("hour", 0, seconds=3_600)  # longer than the run; raised at every turn
-RAISE: Final = 10_000  # tokens: used up before the next turn, now and then
+RAISE: Final = 8_000  # tokens: used up before the next turn, now and then
 CALLS: Final = Limit("calls", 120, kind="concurrency")  # as many as are open when all callers are forgetful
-ENTRIES: Final = (500, 2_000)  # of one turn
+ENTRIES: Final = (400, 1_400)  # of one turn
 ECHOES: Final = 20  # commands that come a second time after each kill
 ASKED_AGAIN: Final = 200  # and when all is over
 LOST_REPLIES: Final = 0.002  # of one process: nobody knows then whether a call was taken
