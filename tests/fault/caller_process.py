@@ -3,8 +3,8 @@
 They write all of it down: every request is in the process's file, on the disk, before it is made, and its answer
 right after it came.
 A request is named by a key of its own, which travels as the session of what is reserved. Callers at the same ``tills``
-share these few names instead, so that quota is set aside for them: a key says of which ``reserve`` of its client it is, and
-they use at most what they reserved.
+share these few names instead, so that quota is set aside for them: a key says of which ``reserve`` of its client it
+is, and they use at most what they reserved.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Caller:
 
 
 def main(spec: Mapping[str, Any]) -> int:
-    """Call until SIGTERM. ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``."""
+    """Call until SIGTERM. Of ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``."""
     start_logging(as_json=True)
     with planted(os.environ.get(ENVIRONMENT)):
         threads: int = spec["threads"]

@@ -9,8 +9,8 @@ Rules:
   Who finds a call there has it from that entry on, whatever else is in the way.
 * Any other grant was decided at its entry, or some time later when it had to wait for a recall. Its answer says in
   which millisecond of log time (``expires_ms`` less ``ttl_ms``). It counts from the end of that millisecond, or from
-  the first entry of its caller about it. So sums are never larger than what callers have at that place of the log: what is
-  found to be over is over. What was over and given back within one millisecond is not found.
+  the first entry of its caller about it. So sums are never larger than what callers have at that place of the log:
+  what is found to be over is over. What was over and given back within one millisecond is not found.
 * A refusal is wrong when there was room at every place from its entry to the millisecond of its answer, even counting
   all that was decided in that millisecond.
 """
@@ -263,5 +263,3 @@ class EscrowBook:
         self._open.pop(life.name)
         life.state = "released"
         return {"released": True}
-
-

@@ -128,7 +128,7 @@ def _check(storm: _Storm, verdict: Verdict) -> None:
     stage.notes += [
         f"{book.drawn} taken, {book.decided} decided ({book.waited} waited), {book.refusals} refused; {ended}",
         f"{book.recalled} calls recalled, at most {book.fullest:.2%} of the window and {book.most_open} calls taken",
-        f"{len(told)} answers seen, {book.repeated} requests repeated, of which {book.forfeited} took a call for nobody; "
+        f"{len(told)} answers seen, {book.repeated} requests repeated ({book.forfeited} took a call for nobody)",
         f"{len(storm.killed)} processes killed",
     ]
 
@@ -191,7 +191,7 @@ def _check_worth(book: EscrowBook, verdict: Verdict) -> None:
 SCENARIOS: Final = [
     Scenario(
         name="escrow storm",
-        injects="kill -9 of leaders with a hot standby, and of callers that take what is set aside for the same few names",
+        injects="kill -9 of leaders with a hot standby, and of callers that take what is set aside for a few names",
         play=_escrow_storm,
     )
 ]
