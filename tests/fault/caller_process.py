@@ -125,7 +125,7 @@ class Caller:
 
 
 def main(spec: Mapping[str, Any]) -> int:
-    """Call until SIGTERM. Of ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``."""
+    """Call until SIGTERM. ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``."""
     start_logging(as_json=True)
     with planted(os.environ.get(ENVIRONMENT)):
         threads: int = spec["threads"]

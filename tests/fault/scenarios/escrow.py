@@ -30,7 +30,7 @@ ENTRIES: Final = (400, 1_400)  # of one turn
 ECHOES: Final = 20  # commands that come a second time after each kill
 ASKED_AGAIN: Final = 200  # and when all is over
 LOST_REPLIES: Final = 0.002  # of one process: nobody knows then whether a call was taken
-DRAWN_MIN: Final = 0.25  # share of the grants that must have been taken from escrow, else nothing was shown
+DRAWN_MIN: Final = 0.1  # share of the grants that must have been taken from escrow, else nothing was shown
 AT_ONCE_MS_MAX: Final = 1_000  # a reservation of all that is left at rest: nobody is in the way
 
 
