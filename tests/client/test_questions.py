@@ -486,6 +486,8 @@ class TestTheActorOfItself:
             "producers": 1,
             "message_ids": 1,
             "recent_events": 3,
+            "open_reservations": 0,
+            "set_aside_calls": 0,
             "epoch": 1,
             "holder": "actor-1",
             "entries": 1,

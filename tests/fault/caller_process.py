@@ -125,7 +125,10 @@ class Caller:
 
 
 def main(spec: Mapping[str, Any]) -> int:
-    """Call until SIGTERM. ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``."""
+    """Call until SIGTERM. ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``.
+
+    Without ``tills`` every request has names of its own.
+    """
     start_logging(as_json=True)
     with planted(os.environ.get(ENVIRONMENT)):
         threads: int = spec["threads"]
