@@ -35,6 +35,7 @@ class Script:
         self.steps = list(steps)
         self.asked = []
         self.closed = False
+        self.breaks = 0
 
     def exchange(self, append, *, inbox, after, block_ms):
         self.asked.append((append, inbox, after, block_ms))
@@ -105,9 +106,13 @@ class TestTakingBack:
 A_CALL = Call(Estimate("a", 10), measures_of(Estimate("a", 10)), 60_000)
 
 
+def escrow_of(number="e", most=10, source="given", ahead_ms=5):
+    return {"number": number, "most": [most, 0, 0, 0, 0, 0], "source": source, "ahead_ms": ahead_ms}
+
+
 def decided(request_id, number="e", most=10, entry_id=b"1-1"):
     """An answer to a call that the actor decided, which says where the next ones are taken."""
-    result = {"granted": True, "cost": 10, "escrow": {"number": number, "most": [most, 0, 0, 0, 0, 0]}}
+    result = {"granted": True, "cost": 10, "escrow": escrow_of(number, most)}
     return an_answer(request_id, entry_id=entry_id, result=result)
 
 
@@ -126,7 +131,7 @@ class TestTaking:
         line = Line(script, "c")
         self.ask(line)
         assert self.ask(line) == {
-            "granted": True, "cost": 10, "reservation": "c:2", "expires_ms": 60_077, "drawn": "e",
+            "granted": True, "cost": 10, "reservation": "c:2", "expires_ms": 60_082, "drawn": "e",
         }  # fmt: skip
         assert script.taken == [AddToField(key=HERE.escrow, field=b"e", amount=-1), question(HERE, "c", "2", "e")]
         assert line.hints.last_drawn(0) == b"77-0"
@@ -148,17 +153,50 @@ class TestTaking:
         self.ask(line)
         assert self.ask(line) == {"n": 2}
         assert script.asked[-1][0] == question(HERE, "c", "2")
-        assert line.hints.find(HERE, A_CALL) is None
+        assert line.hints.find(line.connection, HERE, A_CALL) is None
 
     @pytest.mark.parametrize(
-        "outcomes", [[ServerRefused("OOM full"), ServerRefused("EXECABORT")], [3, ServerRefused("OOM")]]
+        "outcomes", [[ServerRefused("NOPERM hincrby"), ServerRefused("EXECABORT")], [3, ServerRefused("OOM")]]
     )
-    def test_a_refusal_is_raised_and_all_is_forgotten(self, outcomes):
-        line = Line(Script([decided("1")], outcomes), "c")
+    def test_after_a_refusal_the_actor_is_asked_and_nothing_is_taken_for_a_while(self, outcomes):
+        answers = [[decided(name, entry_id=b"1-%d" % place)] for place, name in enumerate(("2", "3"), 2)]
+        line = Line(Script([decided("1")], outcomes, *answers), "c")
         self.ask(line)
-        with pytest.raises(ServerRefused, match="OOM"):
+        assert self.ask(line) == {"granted": True, "cost": 10}
+        assert self.ask(line) == {"granted": True, "cost": 10}
+
+    def test_what_was_learned_of_another_connection_is_forgotten(self):
+        script = Script([decided("1")], [an_answer("2", entry_id=b"1-2")])
+        line = Line(script, "c")
+        self.ask(line)
+        script.breaks += 1
+        assert self.ask(line) == {"epoch": 1}
+
+    def test_one_that_may_have_been_taken_is_taken_back_at_the_deadline(self, monkeypatch):
+        monkeypatch.setattr(lines, "ASK_AGAIN_MS", 1)
+        for unsure in ([-1, b"77-0"], ServerUnavailable("gone")):
+            script = Script([decided("1")], unsure, *[[] for _ in range(10_000)])
+            line = Line(script, "c")
             self.ask(line)
-        assert line.hints.find(HERE, A_CALL) is None
+            assert line.ask(Request(question, take_back, A_CALL), HERE, Deadline.after(0.01)) is None
+            assert script.written == [take_back(HERE, "c", "2", "3")]
+
+    def test_one_that_says_nothing_is_shown_as_what_it_holds(self):
+        silent = Call(Estimate("a"), None, 60_000)
+        answer = an_answer("1", result={"granted": True, "escrow": escrow_of(most=42, source="learned")})
+        line = Line(Script([answer], [4, b"77-0"]), "c")
+        self.ask(line, silent)
+        assert self.ask(line, silent)["estimate"] == {"source": "learned", "tokens": 42, "requests": 1}
+        assert line.hints.find(line.connection, HERE, A_CALL) is None
+
+    def test_a_cost_that_is_completed_is_shown(self):
+        result = {"granted": True, "escrow": {**escrow_of(), "most": [10, 0, 0, 0, 0, 7]}}
+        line = Line(Script([an_answer("1", result=result)], [4, b"77-0"]), "c")
+        self.ask(line)
+        other = A_CALL._replace(estimate=Estimate("a", 9), measures=measures_of(Estimate("a", 9)))
+        assert self.ask(line, other)["estimate"] == {
+            "source": "given", "tokens": 9, "cost_nanousd": 7, "requests": 1,
+        }  # fmt: skip
 
     def test_a_counter_that_is_none_is_no_grant(self):
         script = Script([decided("1")], [ServerRefused("WRONGTYPE"), b"77-0"], [an_answer("2", entry_id=b"1-2")])
@@ -177,10 +215,10 @@ class TestTaking:
         assert self.ask(line, keys=THERE) == {"epoch": 1}
 
     def test_of_a_refusal_nothing_is_learned(self):
-        refused = an_answer("1", result={"granted": False, "escrow": {"number": "e", "most": [10, 0, 0, 0, 0, 0]}})
+        refused = an_answer("1", result={"granted": False, "escrow": escrow_of()})
         line = Line(Script([refused]), "c")
         assert self.ask(line) == {"granted": False}
-        assert line.hints.find(HERE, A_CALL) is None
+        assert line.hints.find(line.connection, HERE, A_CALL) is None
 
     def test_the_oldest_are_forgotten(self, monkeypatch):
         monkeypatch.setattr(drawing, "HINTS_MAX", 1)
@@ -188,8 +226,8 @@ class TestTaking:
         other = A_CALL._replace(estimate=Estimate("b", 10))
         self.ask(line)
         self.ask(line, other)
-        assert line.hints.find(HERE, A_CALL) is None
-        assert line.hints.find(HERE, other) is not None
+        assert line.hints.find(line.connection, HERE, A_CALL) is None
+        assert line.hints.find(line.connection, HERE, other) is not None
 
     def test_a_call_taken_long_ago_needs_not_be_waited_for(self, monkeypatch):
         monkeypatch.setattr(drawing, "DRAWN_S", 0.0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import redis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 JOIN_S = 10.0  # a thread that is still there after this hangs
 
@@ -134,6 +136,22 @@ class TcpProxy(Listener):
         for each in both:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def halting_connection(halfway: Callable[[], object]) -> type[redis.Connection]:
+    """Return connections that call ``halfway`` before they send the last operation of a transaction, and its end."""
+
+    class Halting(redis.Connection):
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            packed = b"".join(command)
+            if b"EXEC" in packed:
+                last = packed.rindex(b"*", 0, packed.rindex(b"*"))
+                super().send_packed_command([packed[:last]], check_health)
+                halfway()
+                packed = packed[last:]
+            super().send_packed_command([packed], check_health)
+
+    return Halting
 
 
 class ScriptedServer(Listener):

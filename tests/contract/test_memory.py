@@ -16,9 +16,11 @@ from token_actor.errors import ServerUnavailable
 from token_actor.transport.memory import MemoryServer, wall_clock_ms
 from token_actor.transport.ports import (
     FIRST,
+    AddToField,
     Append,
     Delete,
     DeleteEntries,
+    DeleteFields,
     Expire,
     Increment,
     Operation,
@@ -141,6 +143,8 @@ class TestOutage:
             lambda: connection.read({b"k": FIRST}, count=1),
             lambda: connection.stream_state(b"k"),
             lambda: connection.write([question]),
+            lambda: connection.write_together([question]),
+            lambda: connection.write_if(b"leader", None, [question]),
             lambda: connection.exchange(question, inbox=b"k", after=FIRST, block_ms=0),
             connection.server_facts,
             lambda: memory.connect().get(b"k"),
@@ -191,13 +195,19 @@ class TestTrimming:
 KEYS = st.sampled_from([b"a", b"b"])
 IDS = st.builds(lambda ms, sequence: b"%d-%d" % (ms, sequence), st.integers(0, 6), st.integers(0, 2))
 VALUES = st.sampled_from([b"", b"1", b"x"])
+# The last integers and those just beyond them, as numbers and as texts.
+AMOUNTS = st.sampled_from([-1, 0, 1, 2**63 - 1, -(2**63), 2**63, -(2**63) - 1])
+NUMBERS = st.one_of(VALUES, AMOUNTS.map(b"%d".__mod__))
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(Append, key=KEYS, fields=st.lists(VALUES, min_size=2, max_size=2), entry_id=IDS),
     st.builds(Append, key=KEYS, fields=st.lists(VALUES, min_size=2, max_size=2), entry_id=IDS),
     st.builds(TrimBelow, key=KEYS, entry_id=IDS),
     st.builds(DeleteEntries, key=KEYS, entry_ids=st.lists(IDS, min_size=1, max_size=3)),
-    st.builds(Put, key=KEYS, value=VALUES, only_if_absent=st.booleans()),
-    st.builds(PutField, key=KEYS, field=VALUES, value=VALUES),
+    st.builds(Put, key=KEYS, value=NUMBERS, only_if_absent=st.booleans()),
+    st.builds(PutField, key=KEYS, field=VALUES, value=NUMBERS),
+    st.builds(AddToField, key=KEYS, field=VALUES, amount=AMOUNTS),
+    st.builds(AddToField, key=KEYS, field=VALUES, amount=AMOUNTS),
+    st.builds(DeleteFields, key=KEYS, fields=st.lists(VALUES, min_size=1, max_size=3)),
     st.builds(Delete, keys=st.lists(KEYS, min_size=1, max_size=2)),
     st.builds(Increment, key=KEYS),
     st.builds(Expire, key=KEYS, ttl_ms=st.sampled_from([0, LONG_MS])),
@@ -239,9 +249,10 @@ _traces = itertools.count(1)
     start=BOUNDS,
     end=BOUNDS,
     count=st.integers(1, 5),
+    method=st.sampled_from(["write", "write_together"]),
 )
 def test_it_answers_as_a_real_server_does_whatever_is_done_to_it(
-    server_url: str, steps: list[list[Operation]], after: bytes, start: bytes, end: bytes, count: int
+    server_url: str, *, steps: list[list[Operation]], after: bytes, start: bytes, end: bytes, count: int, method: str
 ) -> None:
     twin, real = MemoryServer().connect(), RedisConnector(server_url).connect()
     trace = next(_traces)
@@ -256,7 +267,8 @@ def test_it_answers_as_a_real_server_does_whatever_is_done_to_it(
 
     for step in steps:
         operations = [renamed(operation) for operation in step]
-        assert list(map(repr, twin.write(operations))) == list(map(repr, real.write(operations)))
+        ours, theirs = (getattr(each, method)(operations) for each in (twin, real))
+        assert list(map(repr, ours)) == list(map(repr, theirs))
         for key in (own(b"a"), own(b"b")):
             assert everything(twin, key, after, start, end, count) == everything(real, key, after, start, end, count)
     real.close()

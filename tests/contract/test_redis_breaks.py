@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from tests.contract.doubles import TcpProxy
-from tests.contract.subjects import JOIN_S, LONG_MS
+from tests.contract.doubles import TcpProxy, halting_connection
+from tests.contract.subjects import JOIN_S, LONG_MS, wait_until
 from token_actor.embedded import EmbeddedServer
 from token_actor.errors import ServerRefused, ServerUnavailable
-from token_actor.transport.ports import FIRST, Append, Increment, Put
+from token_actor.transport.ports import FIRST, AddToField, Append, Increment, Operation, Put
 from token_actor.transport.redis import RedisConnector
 
 if TYPE_CHECKING:
@@ -79,7 +79,52 @@ class TestBrokenConnection:
             disturbed.write([Append(key=key("log"), fields=QUESTION)])
         assert len(direct.range(key("log"), count=10)) == 1
 
-    def test_an_interrupted_call_leaves_no_reply_behind(self, server_url: str, key: Key) -> None:
+    @pytest.mark.parametrize(
+        "reply_bytes_left", [0, len(b"+OK\r\n+QUE"), len(b"+OK\r\n" + b"+QUEUED\r\n" * 2 + b"*2\r\n:1")]
+    )
+    def test_a_transaction_whose_replies_are_lost_is_unavailable_and_done_once(
+        self, disturbed: RedisConnection, direct: RedisConnection, proxy: TcpProxy, key: Key, reply_bytes_left: int
+    ) -> None:
+        together: list[Operation] = [
+            AddToField(key=key("h"), field=b"f", amount=1),
+            Append(key=key("log"), fields=QUESTION),
+        ]
+        proxy.reply_bytes_left = reply_bytes_left
+        with pytest.raises(ServerUnavailable, match=disturbed._address):
+            disturbed.write_together(together)
+        assert (direct.get_fields(key("h")), len(direct.range(key("log"), count=10))) == ({b"f": b"1"}, 1)
+        proxy.reply_bytes_left = None
+        assert disturbed.write_together(together)[0] == 2
+        assert proxy.accepted == 2
+
+    def test_a_transaction_that_is_half_sent_is_unavailable_and_not_done(
+        self,
+        open_connection: Callable[..., RedisConnection],
+        direct: RedisConnection,
+        proxy: TcpProxy,
+        admin: redis.Redis,
+        key: Key,
+    ) -> None:
+        breaks = [proxy.cut]
+
+        def break_once() -> None:
+            if breaks:
+                wait_until(lambda: any(client["multi"] == "1" for client in admin.client_list()))
+                breaks.pop()()
+
+        connection = open_connection(proxy.url, connection_factory=halting_connection(break_once))
+        together: list[Operation] = [
+            AddToField(key=key("h"), field=b"f", amount=1),
+            Append(key=key("log"), fields=QUESTION),
+        ]
+        with pytest.raises(ServerUnavailable):
+            connection.write_together(together)
+        assert (direct.get_fields(key("h")), direct.stream_state(key("log"))) == ({}, None)
+        assert connection.write_together(together)[0] == 1
+        assert proxy.accepted == 2
+
+    @pytest.mark.parametrize("method", ["write", "write_together"])
+    def test_an_interrupted_call_leaves_no_reply_behind(self, server_url: str, key: Key, method: str) -> None:
         interrupts = [KeyboardInterrupt()]
 
         class Interrupted(redis.Connection):
@@ -90,7 +135,7 @@ class TestBrokenConnection:
 
         connection = RedisConnector(server_url, connection_factory=Interrupted).connect()
         with pytest.raises(KeyboardInterrupt):
-            connection.write([Put(key=key("k"), value=b"x")])
+            getattr(connection, method)([Put(key=key("k"), value=b"x")])
         assert connection.get(key("k")) == b"x"
         connection.close()
 

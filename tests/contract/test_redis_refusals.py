@@ -119,6 +119,15 @@ class TestWhatServersSay:
             connection.write([Increment(key=b"n")] * 3)
         assert connection.get(b"k") == b"x"
 
+    def test_it_means_so_for_a_whole_transaction(self, scripted: Any) -> None:
+        _, connection = scripted(
+            [NAMED, b"+OK\r\n-LOADING wait\r\n-LOADING wait\r\n-EXECABORT no\r\n"],
+            [NAMED, b"+OK\r\n+QUEUED\r\n*1\r\n:4\r\n"],
+        )
+        with pytest.raises(ServerUnavailable, match="LOADING wait"):
+            connection.write_together([Increment(key=b"n")] * 2)
+        assert connection.write_together([Increment(key=b"n")]) == [4]
+
     def test_a_replica_refuses_and_the_next_call_asks_the_name_again(self, scripted: Any) -> None:
         replica = [NAMED, b":1\r\n-READONLY You can't write against a read only replica.\r\n:3\r\n"]
         server, connection = scripted(replica, [NAMED, b":4\r\n"])
@@ -127,6 +136,15 @@ class TestWhatServersSay:
         assert isinstance(refused, ServerRefused)
         assert refused.code == "READONLY"
         assert connection.write([Increment(key=b"n")]) == [4]
+        assert server.accepted == 2
+
+    def test_a_replica_refuses_a_transaction_and_the_next_call_asks_the_name_again(self, scripted: Any) -> None:
+        replica = [NAMED, b"+OK\r\n-READONLY You can't write.\r\n-EXECABORT Transaction discarded.\r\n"]
+        server, connection = scripted(replica, [NAMED, b"+OK\r\n+QUEUED\r\n*1\r\n:4\r\n"])
+        (refused,) = connection.write_together([Increment(key=b"n")])
+        assert isinstance(refused, ServerRefused)
+        assert refused.code == "READONLY"
+        assert connection.write_together([Increment(key=b"n")]) == [4]
         assert server.accepted == 2
 
     def test_something_that_is_no_server_is_named(self, scripted: Any) -> None:

@@ -244,6 +244,8 @@ class TestClose:
             lambda: connection.read({key("k"): FIRST}, count=1),
             lambda: connection.stream_state(key("k")),
             lambda: connection.write([question]),
+            lambda: connection.write_together([question]),
+            lambda: connection.write_if(b"leader", None, [question]),
             lambda: connection.exchange(question, inbox=key("k"), after=FIRST, block_ms=0),
             connection.server_facts,
         ]

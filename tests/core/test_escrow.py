@@ -28,11 +28,21 @@ class Till(Quota):
 
     def set_aside(self, calls, number="e", most=TEN, **more):
         arguments = {"number": number, "series": SERIES, "most": most, "source": "given", "calls": calls, **more}
-        return self.run("set_aside", arguments)["set_aside"]
+        return self.lead("set_aside", arguments)["set_aside"]
+
+    def lead(self, operation, arguments):
+        """Carry out a command as the leader gives it; raise what it is refused with."""
+        self._requests += 1
+        command = Command(operation=operation, request_id=str(self._requests), client="leader", arguments=arguments)
+        outcome = execute(self.ledger, command, self.now_ms)
+        if outcome.problem is not None:
+            raise outcome.problem
+        assert outcome.is_silent
+        return outcome.answer
 
     def open(self, calls, number="e"):
         self.calls += calls
-        return self.run("open_escrow", {"number": number, "calls": calls})["opened"]
+        return self.lead("open_escrow", {"number": number, "calls": calls})["opened"]
 
     def stock(self, calls, **more):
         assert self.set_aside(calls, **more)
@@ -40,7 +50,7 @@ class Till(Quota):
 
     def recall(self, *numbers):
         self.calls = 0
-        answer = self.run("recall_escrows", {"numbers": list(numbers or "e")})
+        answer = self.lead("recall_escrows", {"numbers": list(numbers or "e")})
         self.hear()
         return answer["recalled"]
 
@@ -57,7 +67,7 @@ class Till(Quota):
         self.hear()
         if outcome.problem is not None:
             raise outcome.problem
-        return outcome.known, outcome.answer
+        return outcome.is_silent, outcome.answer
 
     def ask(self, tokens, request_id, **more):
         """Ask like anybody; return the answer, ``None`` when it will be told."""
@@ -109,7 +119,7 @@ class TestTaking:
         _, answer = till.take(request_id="x")
         command = Command(operation="reserve", request_id="x", client="c", arguments={"agent": "a", "tokens": 10})
         outcome = execute(till.ledger, command, till.now_ms)
-        assert (outcome.known, outcome.answer) == (False, answer)
+        assert (outcome.is_silent, outcome.answer) == (False, answer)
         assert till.taken() == (0, 10)
 
     def test_a_call_that_is_known_already_takes_its_place_for_nothing(self, till):
@@ -203,9 +213,19 @@ class TestSettingAside:
         assert not till.set_aside(1, source="learned")
         assert till.aside == {"": 10}
 
-    def test_there_is_one_for_a_series(self, till):
+    def test_there_is_one_for_each_kind_of_calls_of_a_series(self, till):
         till.stock(1)
         assert not till.set_aside(1, number="other")
+        assert till.set_aside(1, number="other", source="learned")
+
+    def test_a_call_that_says_nothing_is_none_of_those_that_say_something(self, till):
+        till.stock(1)
+        assert not till.take(tokens=None)[0]
+
+    @pytest.mark.parametrize("operation", ["set_aside", "open_escrow", "recall_escrows"])
+    def test_only_a_leader_does(self, till, operation):
+        with pytest.raises(InvalidValue, match="client"):
+            till.run(operation, {})
 
     def test_more_than_was_set_aside_is_not_opened(self, till):
         assert till.set_aside(2)
@@ -276,14 +296,14 @@ class TestSettingAside:
     def test_a_wrong_argument_is_named(self, till, field, wrong):
         arguments = {"number": "e", "series": SERIES, "most": TEN, "source": "given", "calls": 1, field: wrong}
         with pytest.raises(InvalidValue) as caught:
-            till.run("set_aside", arguments)
+            till.lead("set_aside", arguments)
         assert field in str(caught.value) or caught.value.field == field
         assert till.aside == {}
 
     @pytest.mark.parametrize("numbers", [None, "e", ["e"] * 1_001])
     def test_numbers_that_are_none_are_refused(self, till, numbers):
         with pytest.raises(InvalidValue):
-            till.run("recall_escrows", {"numbers": numbers})
+            till.lead("recall_escrows", {"numbers": numbers})
 
 
 class TestRecalling:
@@ -371,6 +391,33 @@ class TestRecalling:
         assert till.taken() == (0, 0)
 
 
+class TestNoting:
+    def noted(self, till):
+        return till.ledger.admission.escrows.noted()
+
+    def test_what_was_granted_by_a_decision_is_noted_once(self, till):
+        till.ask(10, "x", ttl_ms=5)
+        till.ask(10, "x", ttl_ms=5)
+        till.ask(200, "y")
+        till.ask(10, "z", requests=2)
+        decided, taken = self.noted(till)
+        assert [each.most[0] for each in decided] == [10]
+        assert taken == set()
+        assert self.noted(till) == ([], set())
+
+    def test_so_is_from_where_calls_were_taken(self, till):
+        till.stock(1)
+        till.take()
+        till.take()
+        assert self.noted(till)[1] == {"e"}
+
+    def test_whatever_was_answered_under_the_id_before_it_is_told_again(self, till):
+        till.run("reset", {"tenant": "default", "session": "s"})
+        command = Command(operation="reserve", request_id="2", client="c", arguments={"agent": 17})
+        assert execute(till.ledger, command, till.now_ms).answer == {"reset": True}
+        assert self.noted(till) == ([], set())
+
+
 class TestShowing:
     def test_it_is_neither_used_nor_reserved(self, till):
         till.stock(5)
@@ -383,7 +430,9 @@ class TestShowing:
         till.set_aside(2)
         assert "escrow" not in till.reserve(1, agent="a")
         till.open(2)
-        assert till.reserve(1, agent="a")["escrow"] == {"number": "e", "most": TEN}
+        assert till.reserve(1, agent="a")["escrow"] == {
+            "number": "e", "most": TEN, "source": "given", "ahead_ms": 0,
+        }  # fmt: skip
         assert "escrow" not in till.reserve(1, agent="b")
         till.take()
         till.take()

@@ -95,7 +95,7 @@ class Till(Desk):
         if terms is not None and covers(terms.most, measures_of(estimate)):
             self.counters[number] -= 1
             left = self.counters[number]
-            taken = self.escrows.take(number, estimate.series, 1, measures_of(estimate))
+            taken = self.escrows.take(number, estimate, is_given=True)
             assert (taken is not None) is (left >= 0), "the fold knows what the client knows"
             if left >= 0:
                 self.drawn += 1

@@ -13,27 +13,28 @@ import logging
 import zlib
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from token_actor.core.commands import Command
-from token_actor.core.escrow import CALLS_MAX, Most, Terms, covers
-from token_actor.core.limits import MEASURES
+from token_actor.core.escrow import CALLS_MAX, ESCROWS_MAX, Terms, covers
+from token_actor.core.escrow_commands import LEADER
 from token_actor.core.reservations import OPEN_MAX
-from token_actor.core.usage import series_of
 from token_actor.core.waiting import key_of
 from token_actor.errors import ServerRefused, TransportError
 from token_actor.transport.ports import AddToField, Append, Delete, DeleteFields
 from token_actor.wire.messages import COMMAND_FIELD, encode_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from token_actor.actor.follower import Follower
     from token_actor.actor.leadership import Leadership
     from token_actor.actor.settings import ActorSettings, Clock
     from token_actor.core.ledger import Ledger
+    from token_actor.core.standings import Standing
     from token_actor.transport.ports import Connection, Operation
 
+Kind: TypeAlias = "tuple[str, bool]"  # of calls: their series, and whether they say what they may use
 OFTEN: Final = 8  # decisions of one combination within a second, from which on it is worth two entries of the log
 SPAN_MS: Final = 1_000
 AHEAD_MS: Final = 4_000  # calls of so long are set aside: who asks in bursts finds them there
@@ -41,31 +42,29 @@ SHARE: Final = 8  # no more than this part of what a limit has left is set aside
 CALLS_MIN: Final = 4  # for fewer it is not worth it
 IDLE_MS: Final = 5_000  # without a call taken, until the rest is recalled
 LOOK_MS: Final = 1_000  # between two looks at everything that is set aside
-REST_MS: Final = 60_000  # after a refusal, until it is tried again
+REST_MS: Final = 60_000  # after a refusal, until anything is set aside again
 COMBINATIONS_MAX: Final = 10_000  # whose decisions are counted; beyond that, counting begins anew
-LEADER: Final = "leader"  # the name under which a leader gives commands
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Demand:
-    """Hold how often one combination was decided lately, and the most that its calls may use."""
+    """Hold how often calls of one kind were decided lately, and the most that they may use."""
 
     since_ms: int
-    most: Most
-    source: str
+    terms: Terms
     decisions: int = 0
 
 
 @dataclass(slots=True)
 class _Own:
-    """Hold one escrow of this leader: when more calls were last asked for, how many the counter had then, and uses."""
+    """Hold one escrow of this leader: what was asked for last, how many calls it had then, and when it was used."""
 
     terms: Terms
     asked: str | None = None
     calls: int = 0
-    left: int = 0
+    opened: int = 0
     since_ms: int = 0
     taken_ms: int = 0
 
@@ -95,128 +94,149 @@ class EscrowKeeper:
     def forget(self) -> None:
         """Begin anew: what is set aside now is somebody else's, or nobody knows what became of it."""
         self._own: dict[str, _Own] = {}
-        self._of_series: dict[str, str] = {}
-        self._demand: dict[str, _Demand] = {}
-        self._wanted: dict[str, _Demand] = {}
+        self._of_kind: dict[Kind, str] = {}
+        self._demand: dict[Kind, _Demand] = {}
+        self._wanted: dict[Kind, _Demand] = {}
         self._taken: set[str] = set()
+        self._lost: set[str] = set()  # without a counter
+        self._recalled: set[str] = set()  # and not folded yet
         self._seen = -1  # of the changes of what is set aside
         self._table = -1  # of the changes of the limits
-        self._looked_ms = self._clock.ticks_ms()
+        self._look_at_ms = 0
 
-    def note(self, decided: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], taken: Iterable[str]) -> None:
-        """Take what was granted by a decision, as arguments and answer, and the numbers that calls were taken from."""
+    def note(self, decided: Iterable[Terms], taken: Iterable[str]) -> None:
+        """Take what calls may use that were granted by a decision, and the numbers that others were taken from."""
         self._taken.update(taken)
         ticks_ms = self._clock.ticks_ms()
-        for arguments, answer in decided:
-            if arguments.get("requests", 1) == 1:
-                self._note(series_of(arguments), answer["estimate"], ticks_ms)
-
-    def _note(self, series: str, estimate: Mapping[str, Any], ticks_ms: int) -> None:
-        most = tuple(estimate.get(name, 0) for name in (*MEASURES, "cost_nanousd"))
-        demand = self._demand.get(series)
-        if demand is None:
-            if len(self._demand) >= COMBINATIONS_MAX:
-                self._demand.clear()
-            demand = self._demand[series] = _Demand(ticks_ms, most, estimate["source"])
-        elif ticks_ms - demand.since_ms > SPAN_MS:
-            demand.since_ms, demand.most, demand.decisions = ticks_ms, most, 0
-        demand.decisions += 1
-        demand.most = tuple(map(max, demand.most, most))
-        demand.source = estimate["source"]
-        if demand.decisions >= OFTEN:
-            self._wanted[series] = demand
+        for terms in decided:
+            demand = self._demand.get(terms.kind)
+            if demand is None:
+                if len(self._demand) >= COMBINATIONS_MAX:
+                    self._demand.clear()
+                demand = self._demand[terms.kind] = _Demand(ticks_ms, terms)
+            elif ticks_ms - demand.since_ms > SPAN_MS:
+                demand.since_ms, demand.terms, demand.decisions = ticks_ms, terms, 0
+            demand.decisions += 1
+            most = tuple(map(max, demand.terms.most, terms.most))
+            demand.terms = terms._replace(most=most)
+            if demand.decisions >= OFTEN:
+                self._wanted[terms.kind] = demand
 
     def step(self) -> None:
-        """Write what there is to write. Raises what ``Leadership.write`` does."""
+        """Write what there is to write; when it returns, nobody can take a call under limits that were changed.
+
+        Raises what ``Leadership.write`` does, ``ServerRefused`` when nothing can be recalled.
+        """
         ledger, ticks_ms = self._follower.ledger, self._clock.ticks_ms()
-        if (self._own or self._wanted or ledger.admission.escrows) and ticks_ms >= self._rests_until_ms:
-            operations = self._recall(ledger, ticks_ms)
-            operations += self._open(ledger, ticks_ms)
-            operations += self._set_aside(ledger, ticks_ms)
-            if operations:
-                self._write(operations)
+        if not (self._own or self._wanted or ledger.admission.escrows):
+            self._taken.clear()
+            return
+        looks = ticks_ms >= self._look_at_ms
+        changes, table = ledger.admission.escrows.changes, ledger.limits.changes
+        try:
+            operations = self._recall(ledger, ticks_ms, looks=looks)
+            if ticks_ms >= self._rests_until_ms:
+                operations += self._open(ledger, ticks_ms)
+                operations += self._set_aside(ledger, ticks_ms)
+            if operations and not self._write(operations):
+                self._taken.clear()
+                return
+            if looks:
+                self._sweep(ledger)
+                self._look_at_ms = ticks_ms + LOOK_MS
+        except (TransportError, ServerRefused):
+            self.forget()  # nobody knows what was written: all of it is recalled
+            raise
+        self._seen, self._table = changes, table
         self._taken.clear()
         self._wanted.clear()
 
-    def _write(self, operations: list[Operation]) -> None:
-        try:
-            outcomes = self._leadership.write(operations)
-        except TransportError:
-            self.forget()  # nobody knows whether it was written
-            raise
+    def _write(self, operations: list[Operation]) -> bool:
+        """Write, and tell whether all of it was taken; else nobody can take a call any more."""
+        outcomes = self._leadership.write(operations)
         refused = next((outcome for outcome in outcomes if isinstance(outcome, ServerRefused)), None)
-        if refused is not None:
-            self._rest(refused)
-
-    def _rest(self, refused: ServerRefused) -> None:
-        """Set nothing aside for a while; recall what there is, because counters and log may not say the same now."""
-        numbers = sorted({*self._own, *self._follower.ledger.admission.escrows.by_number})
-        recall = self._command("recall_escrows", {"numbers": numbers})
-        self._leadership.write([Delete(keys=[self._keys.escrow]), recall])
+        if refused is None:
+            return True
+        # Without counters nobody can take anything, whatever the log still says. That is told as soon as it can be.
+        (gone,) = self._leadership.write([Delete(keys=[self._keys.escrow])])
+        if isinstance(gone, ServerRefused):
+            raise gone
         self.forget()
+        self._look_at_ms = self._clock.ticks_ms() + LOOK_MS
+        if self._clock.ticks_ms() >= self._rests_until_ms:
+            extra = {"action": "escrow_refused", "problem": str(refused)}
+            log.warning("The server does not let quota be set aside; the actor decides every call itself", extra=extra)
         self._rests_until_ms = self._clock.ticks_ms() + REST_MS
-        extra = {"action": "escrow_refused", "problem": str(refused)}
-        log.warning("The server does not let quota be set aside; the actor decides every call itself", extra=extra)
+        return False
 
     # --- recalling -----------------------------------------------------------------------------
 
-    def _recall(self, ledger: Ledger, ticks_ms: int) -> list[Operation]:
+    def _recall(self, ledger: Ledger, ticks_ms: int, *, looks: bool) -> list[Operation]:
         """Return what recalls what is of no use, in nobody's hands, or in somebody's way."""
-        escrows, room = ledger.admission.escrows, ledger.admission.room
-        looks = ticks_ms - self._looked_ms >= LOOK_MS
-        numbers = {number for number in self._wanted_numbers() if self._is_of_no_use(ledger, number)}
-        if ledger.limits.changes != self._table:
-            self._table = ledger.limits.changes
-            numbers.update(escrows.by_number)
-        if escrows.changes != self._seen:
-            self._seen = escrows.changes
-            numbers.update(number for number in escrows.by_number if number not in self._own)
-        if room:
-            numbers.update(escrows.in_the_way())
+        escrows = ledger.admission.escrows
         for number in self._taken & self._own.keys():
             self._own[number].taken_ms = ticks_ms
+        numbers = self._lost | set(self._outgrown(ledger))
+        if ledger.limits.changes != self._table:
+            numbers.update(escrows.by_number)
+        if escrows.changes != self._seen:
+            numbers.update(number for number in escrows.by_number if number not in self._own)
+        if ledger.admission.room:
+            numbers.update(escrows.in_the_way())
         if looks:
-            self._looked_ms = ticks_ms
-            self._sweep(escrows.by_number)
-            crowded = 4 * (ledger.reservations.promised + len(ledger.reservations.open)) > 3 * OPEN_MAX
-            for number, own in list(self._own.items()):
-                idle = ticks_ms - own.taken_ms >= IDLE_MS
-                if crowded or idle or (number in escrows.by_number and self._is_of_no_use(ledger, number)):
-                    numbers.add(number)
-        if not numbers:
-            return []
+            numbers.update(self._useless(ledger, ticks_ms))
         for number in numbers:
             self._drop(number)
-        fields = [number.encode() for number in sorted(numbers)]
-        recall = self._command("recall_escrows", {"numbers": sorted(numbers)})
-        return [DeleteFields(key=self._keys.escrow, fields=fields), recall]
+        self._recalled &= escrows.by_number.keys()
+        listed = sorted((numbers & escrows.by_number.keys()) - self._recalled)
+        if not listed:
+            return []
+        self._recalled.update(listed)
+        fields = [number.encode() for number in listed]
+        return [DeleteFields(key=self._keys.escrow, fields=fields), self._command("recall_escrows", numbers=listed)]
 
     def _drop(self, number: str) -> None:
         own = self._own.pop(number, None)
         if own is not None:
-            del self._of_series[own.terms.series]
+            del self._of_kind[own.terms.kind]
 
-    def _wanted_numbers(self) -> list[str]:
-        """Return from which escrows calls might have been taken that had to be decided."""
-        found = [self._of_series[series] for series in self._wanted if series in self._of_series]
-        return [number for number in found if number in self._follower.ledger.admission.escrows.by_number]
+    def _outgrown(self, ledger: Ledger) -> list[str]:
+        """Return what is set aside for calls that have become larger, or are not those that the limits count now."""
+        found = [(self._of_kind[kind], demand) for kind, demand in self._wanted.items() if kind in self._of_kind]
+        return [
+            number
+            for number, demand in found
+            if not covers(self._own[number].terms.most, demand.terms.most) or not self._is_current(ledger, number)
+        ]
 
-    def _is_of_no_use(self, ledger: Ledger, number: str) -> bool:
-        """Tell whether calls have become larger than an escrow's, or usage has taken the room that is set aside."""
-        terms = ledger.admission.escrows.by_number[number].terms
-        demand = self._wanted.get(terms.series)
-        if demand is not None and not covers(terms.most, demand.most):
+    def _useless(self, ledger: Ledger, ticks_ms: int) -> list[str]:
+        """Return what nobody takes from, and what holds something else than its calls would now, or more than there is.
+
+        Where most reservations are open, all of it is in the way.
+        """
+        if 4 * (ledger.reservations.promised + len(ledger.reservations.open)) > 3 * OPEN_MAX:
+            return list(self._own)
+        return [
+            number
+            for number, own in self._own.items()
+            if ticks_ms - own.taken_ms >= IDLE_MS or not self._is_current(ledger, number)
+        ]
+
+    def _is_current(self, ledger: Ledger, number: str) -> bool:
+        """Tell whether an escrow holds what it should, or is not there yet."""
+        escrows = ledger.admission.escrows
+        if number not in escrows.by_number:
             return True
-        names = ledger.series.counted_as(terms.series)
-        standings = ledger.reservations.standings(names, terms.estimate, ledger.log_ms)
-        return any(each.enforced and (each.paused_ms > 0 or each.left < each.aside) for each in standings)
+        return escrows.is_current(number, _standings(ledger, escrows.by_number[number].terms))
 
-    def _sweep(self, known: Mapping[str, object]) -> None:
-        """Let go of counters that nobody may take from: clients that came too late have left them."""
-        fields = self._connection.get_fields(self._keys.escrow)
-        stray = [name for name in fields if name.decode("ascii", "replace") not in known]
+    def _sweep(self, ledger: Ledger) -> None:
+        """Let go of counters that nobody may take from, and note what has lost its counter."""
+        counters = {name.decode("ascii", "replace"): name for name in self._connection.get_fields(self._keys.escrow)}
+        known = ledger.admission.escrows.by_number
+        stray = [name for number, name in counters.items() if number not in known]
         if stray:
             self._leadership.write([DeleteFields(key=self._keys.escrow, fields=stray)])
+        self._lost = {number for number, each in known.items() if each.left > 0 and number not in counters}
 
     # --- setting aside -------------------------------------------------------------------------
 
@@ -228,55 +248,72 @@ class EscrowKeeper:
             if answer is None:
                 continue
             own.asked = None
-            if answer.get("set_aside"):
-                operations.append(AddToField(key=self._keys.escrow, field=number.encode(), amount=own.calls))
-                operations.append(self._command("open_escrow", {"number": number, "calls": own.calls}))
-                own.left, own.since_ms = max(0, ledger.admission.escrows.by_number[number].left) + own.calls, ticks_ms
-            elif number not in ledger.admission.escrows.by_number:
+            escrow = ledger.admission.escrows.by_number.get(number)
+            if escrow is None:  # there was no room, or somebody has recalled it
+                self._put_off(own.terms.kind, ticks_ms)
                 self._drop(number)
+            elif answer.get("set_aside") and escrow.pending >= own.calls:
+                operations.append(AddToField(key=self._keys.escrow, field=number.encode(), amount=own.calls))
+                operations.append(self._command("open_escrow", number=number, calls=own.calls))
+                own.opened, own.since_ms = max(0, escrow.left) + own.calls, ticks_ms
+            else:
+                own.opened, own.since_ms = max(0, escrow.left), ticks_ms
         return operations
+
+    def _put_off(self, kind: Kind, ticks_ms: int) -> None:
+        """Count the decisions of calls anew: there was no room for more of them."""
+        demand = self._demand.get(kind)
+        if demand is not None:
+            demand.since_ms, demand.decisions = ticks_ms, 0
 
     def _set_aside(self, ledger: Ledger, ticks_ms: int) -> list[Operation]:
         """Return what asks the log for calls: for who asks often, and where half of them are taken."""
         operations: list[Operation] = []
-        for series in self._wanted.keys() - self._of_series.keys():
-            demand, number = self._wanted[series], self._new_id()
+        escrows = ledger.admission.escrows
+        for kind in sorted(self._wanted.keys() - self._of_kind.keys()):
+            demand, number = self._wanted[kind], self._new_id()
             calls = demand.decisions * AHEAD_MS // max(1, ticks_ms - demand.since_ms)
-            own = _Own(Terms(series, demand.most, demand.source), taken_ms=ticks_ms)
-            asked = self._ask(ledger, number, own, _within(calls))
+            own = _Own(demand.terms, taken_ms=ticks_ms)
+            asked = [] if len(escrows) >= ESCROWS_MAX else self._ask(ledger, number, own, _within(calls))
             if asked:
-                self._own[number], self._of_series[series] = own, number
+                self._own[number], self._of_kind[kind] = own, number
             else:
-                demand.since_ms, demand.decisions = ticks_ms, 0
+                self._put_off(kind, ticks_ms)
             operations += asked
-        for number in self._taken & self._own.keys() & ledger.admission.escrows.by_number.keys():
-            own, escrow = self._own[number], ledger.admission.escrows.by_number[number]
-            if own.asked is None and not escrow.pending and 2 * escrow.left < own.left:
-                target = _within((own.left - escrow.left) * AHEAD_MS // max(1, ticks_ms - own.since_ms))
+        for number in sorted(self._taken & self._own.keys() & escrows.by_number.keys()):
+            own, escrow = self._own[number], escrows.by_number[number]
+            if own.asked is None and not escrow.pending and 2 * escrow.left < own.opened:
+                target = _within((own.opened - escrow.left) * AHEAD_MS // max(1, ticks_ms - own.since_ms))
                 operations += self._ask(ledger, number, own, target - max(0, escrow.left))
+                own.opened = max(0, escrow.left)  # half of these are taken before it is asked for again
         return operations
 
     def _ask(self, ledger: Ledger, number: str, own: _Own, calls: int) -> list[Operation]:
         """Return what asks for so many calls, or for as many as there is a share of room for; for few, nothing."""
         terms = own.terms
-        names = ledger.series.counted_as(terms.series)
-        for each in ledger.reservations.standings(names, terms.estimate, ledger.log_ms):
+        for each in _standings(ledger, terms):
             if each.enforced and each.cost:
                 closed = each.paused_ms or ledger.admission.room.needs(key_of(each))
                 calls = min(calls, 0 if closed else (each.left - each.aside) // (SHARE * each.cost))
-        if calls < CALLS_MIN:
+        crowded = 2 * (calls + ledger.reservations.promised + len(ledger.reservations.open)) > OPEN_MAX
+        if calls < CALLS_MIN or crowded:
             return []
-        arguments = {"number": number, "series": terms.series, "most": list(terms.most), "source": terms.source}
         own.calls, own.asked = calls, self._new_id()
-        return [self._command("set_aside", {**arguments, "calls": calls}, own.asked)]
+        what = {"number": number, "series": terms.series, "most": list(terms.most), "source": terms.source}
+        return [self._command("set_aside", request_id=own.asked, calls=calls, **what)]
 
     def _new_id(self) -> str:
         return f"{self._name}.{self._leadership.epoch}.{next(self._numbers)}"
 
-    def _command(self, operation: str, arguments: Mapping[str, Any], request_id: str | None = None) -> Append:
+    def _command(self, operation: str, *, request_id: str | None = None, **arguments: Any) -> Append:  # noqa: ANN401
         request_id = request_id or self._new_id()
         command = Command(operation=operation, request_id=request_id, client=LEADER, arguments=arguments)
         return Append(key=self._keys.log, fields=[COMMAND_FIELD, encode_command(command)])
+
+
+def _standings(ledger: Ledger, terms: Terms) -> list[Standing]:
+    names = ledger.series.counted_as(terms.series)
+    return ledger.reservations.standings(names, terms.estimate, ledger.log_ms)
 
 
 def _within(calls: int) -> int:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from token_actor.core.columns import Columns
 from token_actor.core.commands import execute, told_since
-from token_actor.core.escrow_commands import DRAWN
 from token_actor.wire.messages import Answer, DeadLetter
 from token_actor.wire.notices import NoticeEntry
 from token_actor.wire.reads import PlacedClock, PlacedCommand, RefusedBatch, decode_read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from token_actor.core.columns import Rejection
+    from token_actor.core.escrow import Terms
     from token_actor.core.ledger import Ledger
     from token_actor.transport.ports import Entry
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Folded:
     """Hold what a read came to: answers to commands by client, dead letters and notices in log order.
 
-    ``granted`` are arguments and answers of calls that were granted by a decision, ``taken`` the numbers of escrows
-    that calls were taken from. ``entries`` is how many entries were folded, ``events`` how many events are in them.
+    ``decided`` says what calls may use that were granted by a decision, ``taken`` from which escrows others were
+    taken. ``entries`` is how many entries were folded, ``events`` how many events are in them.
     """
 
     entries: int = 0
@@ -37,7 +37,7 @@ class Folded:
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     notices: list[NoticeEntry] = field(default_factory=list)
-    granted: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
+    decided: list[Terms] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
 
 
@@ -64,6 +64,7 @@ def fold(ledger: Ledger, entries: Sequence[Entry], *, epoch: int) -> Folded:
             folded.answers.append((client, Answer(request_id=request_id, epoch=epoch, result=told)))
     for place, notices in groupby(ledger.limits.watch.take(), key=lambda notice: notice.entry):
         folded.notices.append(NoticeEntry.of(entries[place][0], list(notices)))
+    folded.decided, folded.taken = ledger.admission.escrows.noted()
     rejections.sort(key=lambda rejection: rejection.entry)
     for place, of_entry in groupby(rejections, key=lambda rejection: rejection.entry):
         entry_id, fields = entries[place]
@@ -75,12 +76,7 @@ def _execute(ledger: Ledger, placed: PlacedCommand, folded: Folded, epoch: int) 
     command = placed.command
     ledger.limits.watch.at(placed.entry)
     outcome = execute(ledger, command, placed.log_ms)
-    if not outcome.known and (outcome.answer is not None or outcome.problem is not None):
+    if not outcome.is_silent and (outcome.answer is not None or outcome.problem is not None):
         answer = Answer(request_id=command.request_id, epoch=epoch, result=outcome.answer, problem=outcome.problem)
         folded.answers.append((command.client, answer))
-    if command.operation == "reserve" and outcome.answer is not None:
-        if outcome.known:
-            folded.taken.add(outcome.answer[DRAWN])
-        elif outcome.answer["granted"]:
-            folded.granted.append((command.arguments, outcome.answer))
     return [replace(rejection, entry=placed.entry, position=None) for rejection in outcome.rejections]

@@ -316,7 +316,7 @@ class Actor:
     def _tell(self, folded: Folded) -> None:
         """Queue what a fold came to."""
         self._letters.add(folded)
-        self._escrows.note(folded.granted, folded.taken)
+        self._escrows.note(folded.decided, folded.taken)
         for client, reply in folded.answers:
             self._desk.reply(client, reply)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from token_actor.transport.ports import Append, Connection
     from token_actor.wire.keys import Keys
 
+REST_S: Final = 60.0  # after a refusal
 DRAWN_S: Final = 60.0  # as long as a question waits for the log to be folded
 HINT_S: Final = 10.0  # then the actor is asked once more: the figures that a decision shows are never older
 HINTS_MAX: Final = 1_024  # per line, about 2 KB each
@@ -39,13 +40,17 @@ class Call(NamedTuple):
 
 
 class _Hint(NamedTuple):
-    """Hold from which escrow calls may be taken until when, and the actor's last decision: on which measures."""
+    """Hold from which escrow calls may be taken until when, and the actor's last decision: on which measures.
+
+    ``ahead_ms`` is how much log time was ahead of the ids of entries then.
+    """
 
     number: str
     take: AddToField
     most: Most
     measures: Most | None
     decision: Mapping[str, Any]
+    ahead_ms: int
     until: float
 
 
@@ -54,24 +59,36 @@ class Hints:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self._known: OrderedDict[tuple[int, str], _Hint] = OrderedDict()
+        self._known: OrderedDict[tuple[int, str, bool], _Hint] = OrderedDict()
+        self._breaks = 0  # of the connection, when something was last learned
+        self._rests_until = 0.0  # after the server has refused
         self._drawn: dict[int, tuple[bytes, float]] = {}  # by partition, the last call taken, and when
 
     def forget(self) -> None:
-        """Forget everything: the connection broke."""
+        """Forget from where calls may be taken."""
         self._known.clear()
-        self._drawn.clear()
 
-    def learn(self, keys: Keys, call: Call, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    def rest(self) -> None:
+        """Take nothing for a while: the server does not let this client."""
+        self._known.clear()
+        self._rests_until = monotonic() + REST_S
+
+    def learn(self, connection: Connection, keys: Keys, call: Call, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an answer of the actor without what it says of an escrow, which is remembered."""
         if HINT not in answer:
             return answer
         decision = dict(answer)
         hint = decision.pop(HINT)
-        if decision["granted"]:
+        now = monotonic()
+        if decision["granted"] and now >= self._rests_until:
+            if call.measures is None:  # it is taken to use the most
+                tokens, *kinds, cost_nanousd = hint["most"]
+                most = call.estimate._replace(tokens=tokens, kinds=tuple(kinds), cost_nanousd=cost_nanousd)
+                decision["estimate"] = Estimated(most, hint["source"]).as_map()
             take = AddToField(key=keys.escrow, field=hint["number"].encode(), amount=-1)
-            known = _Hint(hint["number"], take, tuple(hint["most"]), call.measures, decision, monotonic() + HINT_S)
-            self._known[keys.partition, call.estimate.series] = known
+            known = (hint["number"], take, tuple(hint["most"]), call.measures, decision, hint["ahead_ms"], now + HINT_S)
+            self._known[_kind(keys, call)] = _Hint(*known)
+            self._breaks = connection.breaks
             if len(self._known) > HINTS_MAX:
                 self._known.popitem(last=False)
         return decision
@@ -81,12 +98,14 @@ class Hints:
         entry_id, at = self._drawn.get(partition, (None, 0.0))
         return entry_id if monotonic() - at < DRAWN_S else None
 
-    def find(self, keys: Keys, call: Call) -> _Hint | None:
+    def find(self, connection: Connection, keys: Keys, call: Call) -> _Hint | None:
         """Return from what a call may be taken; ``None`` when the actor has to be asked."""
-        hint = self._known.get((keys.partition, call.estimate.series))
-        if hint is None or not covers(hint.most, call.measures) or hint.until < monotonic():
+        if connection.breaks != self._breaks:  # on the other side there may be another server now
+            self._known.clear()
+        hint = self._known.get(_kind(keys, call))
+        if hint is None or hint.until < monotonic():
             return None
-        return hint
+        return hint if call.measures is None or covers(hint.most, call.measures) else None
 
     def draw(
         self, connection: Connection, keys: Keys, call: Call, hint: _Hint, append: Append, reservation: str
@@ -100,14 +119,19 @@ class Hints:
             raise left if isinstance(left, ServerRefused) else entry_id  # the first says why all were refused
         assert isinstance(entry_id, bytes), "an append comes to an id"
         if not isinstance(left, int) or left < 0:
-            del self._known[keys.partition, call.estimate.series]
+            self._known.pop(_kind(keys, call), None)
             return None
         self._drawn[keys.partition] = entry_id, monotonic()
         decision = dict(hint.decision)
         if call.measures != hint.measures:  # what it costs is known to whoever decides
             decision["cost"] = None
-            decision["estimate"] = Estimated(call.estimate, GIVEN).as_map()
+            held = call.estimate._replace(cost_nanousd=call.estimate.cost_nanousd or hint.most[-1])
+            decision["estimate"] = Estimated(held, GIVEN).as_map()
         decision["reservation"] = reservation
-        decision["expires_ms"] = log_ms_of(entry_id) + call.ttl_ms
+        decision["expires_ms"] = log_ms_of(entry_id) + hint.ahead_ms + call.ttl_ms
         decision[DRAWN] = hint.number
         return decision
+
+
+def _kind(keys: Keys, call: Call) -> tuple[int, str, bool]:
+    return keys.partition, call.estimate.series, call.measures is None

@@ -85,28 +85,31 @@ class Line:
         is still away at the deadline.
         """
         request_id = self._new_id()
-        call, appended = request.call, False
-        hint = None if call is None else self.hints.find(keys, call)
+        call, appended, asked = request.call, False, False
+        hint = None if call is None else self.hints.find(self.connection, keys, call)
         if call is not None and hint is not None and deadline.left_s > 0:
             append = request.make(keys, self.name, request_id, hint.number)
             reservation = reservation_id(self.name, request_id)
             try:
                 answer = self.hints.draw(self.connection, keys, call, hint, append, reservation)
+                appended = asked = True
             except ServerUnavailable:  # nobody knows: it is asked for like anything else, under the same id
+                answer, asked = None, True
                 self.hints.forget()
-            except ServerRefused:
-                self.hints.forget()
-                raise
-            else:
-                if answer is not None:
-                    return answer
-                appended = True
-        return self._ask(request, keys, request_id, deadline, appended=appended)
+            except ServerRefused:  # whatever it refuses, it was not appended
+                answer = None
+                self.hints.rest()
+            if answer is not None:
+                return answer
+        return self._ask(request, keys, request_id, deadline, appended=appended, asked=asked)
 
     def _ask(
-        self, request: Request, keys: Keys, request_id: str, deadline: Deadline, *, appended: bool
+        self, request: Request, keys: Keys, request_id: str, deadline: Deadline, *, appended: bool, asked: bool
     ) -> Mapping[str, Any] | None:
-        """Ask until there is an answer; ``appended`` says that it was asked for the first time already."""
+        """Ask until there is an answer.
+
+        ``appended`` says that the log has it already, ``asked`` that it may have.
+        """
         append = request.make(keys, self.name, request_id)
         inbox = keys.inbox(self.name)
         silent = 0
@@ -114,13 +117,14 @@ class Line:
             try:
                 left_s = deadline.left_s
                 if left_s <= 0:
-                    if silent and request.take_back is not None:
+                    if (silent or asked) and request.take_back is not None:
                         self.connection.write([request.take_back(keys, self.name, request_id, self._new_id())])
                     return None
                 read_up_to = self._inboxes.setdefault(inbox, _Inbox(inbox))
                 answer = self._exchange(None if appended else append, request_id, read_up_to, left_s)
                 if answer is not None:
-                    return answer if request.call is None else self.hints.learn(keys, request.call, answer)
+                    call = request.call
+                    return answer if call is None else self.hints.learn(self.connection, keys, call, answer)
                 appended = False
                 silent += 1
                 read_up_to.after = FIRST  # a server that lost its keys, and whose clock is behind, counts from below

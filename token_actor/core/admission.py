@@ -137,7 +137,10 @@ class Admission:
 
     def take(self, wish: Wish, now_ms: int) -> dict[str, Any]:
         """Return the decision on a call that was taken from what is set aside: it is granted."""
-        answer = self._reservations.hold(wish.reservation, self._standings(wish, now_ms), now_ms, wish.ttl_ms)
+        standings = self._standings(wish, now_ms)
+        if self.room:
+            self.room.pass_by(self.room.next_turn(standings, wish.names))
+        answer = self._reservations.hold(wish.reservation, standings, now_ms, wish.ttl_ms)
         answer.update(wish.notes(now_ms))
         return answer
 
@@ -208,10 +211,19 @@ class Admission:
                     continue
                 if key in self.room.waiters[reservation].blocked:
                     break  # nobody passes here
+        if self.escrows.was_recalled:  # nothing else decides about those who wait for that alone
+            self.escrows.was_recalled = False
+            self._end_brief(now_ms)
+
+    def _end_brief(self, now_ms: int) -> None:
+        """Refuse those who wait for a recall alone, and lack room although nothing is set aside of it any more."""
         for reservation in list(self._brief):
             waiter = self.room.waiters.get(reservation)
-            if waiter is not None and not (self._try(waiter, now_ms) or self._may_be_recalled(waiter.blocked)):
-                self._dismiss(self.room.waiters[reservation], now_ms)
+            if waiter is None or self._try(waiter, now_ms):
+                continue
+            waiter = self.room.waiters[reservation]
+            if not self._may_be_recalled(waiter.blocked):
+                self._dismiss(waiter, now_ms)
 
     def _reconsider(self, now_ms: int) -> None:
         """Look at everybody: what they need may be held against other limits."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from token_actor.core.arguments import check_arguments, identifier, whole
 from token_actor.core.columns import Rejection, columns_of
-from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, HINT, forfeit, take
+from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, LEADER, note, skip, take
 from token_actor.core.limits import estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import NONE, RELEASED
@@ -57,7 +57,7 @@ class Outcome:
     answer: dict[str, Any] | None = None
     problem: InvalidValue | None = None
     rejections: Sequence[Rejection] = ()
-    known: bool = False  # who asked for it knows already what it came to
+    is_silent: bool = False  # who asked for it knows already what it came to
 
 
 def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
@@ -69,8 +69,8 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     request = (command.client, command.request_id)
     known = ledger.answers.get(request)
     if known is not None:
-        forfeit(ledger, command.arguments)
-        return _told(known)
+        skip(ledger, command.arguments)
+        return replace(_told(known), is_silent=command.client == LEADER)
     answer: dict[str, Any] | None
     try:
         answer, rejections = _carry_out(ledger, command, log_ms)
@@ -81,10 +81,8 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     if answer is None:
         return Outcome()
     ledger.answers.add(request, answer, ANSWERS_MAX)
-    told = _told(answer)
-    if rejections or DRAWN in answer:
-        return replace(told, rejections=rejections, known=DRAWN in answer)
-    return told
+    is_silent = DRAWN in answer or command.client == LEADER
+    return replace(_told(answer), rejections=rejections, is_silent=is_silent)
 
 
 def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
@@ -94,7 +92,7 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
         raise InvalidValue("command", f"{command.operation!r} is not known", reason="unknown_command")
     ledger.tick(log_ms)
     if operation is None or waits:  # it will be told; maybe its time has come just now
-        forfeit(ledger, command.arguments)
+        skip(ledger, command.arguments)
         return None, []
     with ledger.limits.watch.step(ledger.log_ms):
         carried = operation(ledger, command)
@@ -205,8 +203,8 @@ def _reserve(ledger: Ledger, command: Command) -> Carried:
     if taken is not None:
         return {**ledger.admission.take(wish, now_ms), DRAWN: taken[0]}, []
     answer = ledger.admission.ask(wish, now_ms)
-    if answer is not None and (hint := ledger.admission.escrows.hint(estimate.series)) is not None:
-        answer[HINT] = hint
+    if answer is not None:
+        note(ledger, answer, wish)
     return answer, []
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from token_actor.core.reservations import Reservations
+    from token_actor.core.standings import Standing
     from token_actor.core.waiting import Key, WaitingRoom
 
 ESCROWS_MAX: Final = 1_000  # about 1 KB each
@@ -48,6 +49,11 @@ class Terms(NamedTuple):
     series: str
     most: Most
     source: str = GIVEN
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """Return of which calls these are the terms: the series, and whether they say what they may use."""
+        return self.series, self.source == GIVEN
 
     @property
     def estimate(self) -> Estimate:
@@ -83,9 +89,9 @@ class Escrow:
         return max(0, self.left) + self.pending
 
 
-def covers(most: Most, measures: Most | None) -> bool:
-    """Tell whether a call that may use ``measures`` is one of those set aside; ``None`` means that nobody said."""
-    return measures is None or all(map(le, measures, most))
+def covers(most: Most, measures: Most) -> bool:
+    """Tell whether a call that may use ``measures`` is one of those set aside."""
+    return all(map(le, measures, most))
 
 
 class Escrows:
@@ -96,8 +102,11 @@ class Escrows:
         self._reservations = reservations
         self._room = room
         self.by_number: dict[str, Escrow] = {}
-        self.changes = 0  # for whoever looks for what is new; no state
-        self._of_series: dict[str, str] = {}  # the number from which calls of a series take
+        self.changes = 0  # for whoever looks for what is new; no state, and neither are the next three
+        self.was_recalled = False  # since somebody looked
+        self._decided: list[Terms] = []
+        self._taken: set[str] = set()
+        self._of_kind: dict[tuple[str, bool], str] = {}  # the number from which such calls take
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -109,7 +118,7 @@ class Escrows:
         Nothing is set aside where somebody waits.
         """
         escrow = self.by_number.get(number)
-        if escrow is None and (len(self) >= ESCROWS_MAX or terms.series in self._of_series):
+        if escrow is None and (len(self) >= ESCROWS_MAX or terms.kind in self._of_kind):
             return False
         if 2 * (calls + self._reservations.promised + len(self._reservations.open)) > OPEN_MAX:
             return False
@@ -120,7 +129,7 @@ class Escrows:
         amounts = tuple((key_of(standing), standing.cost) for standing in enforced)
         if escrow is None:
             escrow = self.by_number[number] = Escrow(terms, amounts)
-            self._of_series[terms.series] = number
+            self._of_kind[terms.kind] = number
             for standing in enforced:
                 standing.meter.index(standing.scope)
         elif (escrow.terms, escrow.amounts) != (terms, amounts):
@@ -141,17 +150,41 @@ class Escrows:
         self._hold(escrow, escrow.calls - before)  # what was asked for beyond what there was is lost
         return True
 
-    def take(self, number: str, series: str, requests: int, measures: Most | None) -> Terms | None:
-        """Take a call as the counter did; return what it may be, or ``None`` when it must be decided like any other."""
+    def take(self, number: str, asked: Estimate, *, is_given: bool) -> Terms | None:
+        """Take a call as the counter did; return what it may be, or ``None`` when it must be decided like any other.
+
+        ``is_given`` says that its caller said what it may use.
+        """
+        escrow = self.by_number.get(number)
+        if not self.skip(number) or escrow is None:
+            return None
+        terms = escrow.terms
+        if (asked.series, is_given) != terms.kind or asked.requests != 1:
+            return None
+        if is_given and not covers(terms.most, measures_of(asked)):
+            return None
+        self._taken.add(number)
+        return terms
+
+    def skip(self, number: str) -> bool:
+        """Take a call as the counter did, for nobody; tell whether there was one."""
         escrow = self.by_number.get(number)
         if escrow is None:
-            return None
+            return False
         escrow.left -= 1
-        if escrow.left < 0:
-            return None
-        self._hold(escrow, -1)
-        terms = escrow.terms
-        return terms if series == terms.series and requests == 1 and covers(terms.most, measures) else None
+        if escrow.left >= 0:
+            self._hold(escrow, -1)
+        return escrow.left >= 0
+
+    def note(self, terms: Terms) -> None:
+        """Note a call that was granted by a decision: calls like it may be worth something set aside."""
+        self._decided.append(terms)
+
+    def noted(self) -> tuple[list[Terms], set[str]]:
+        """Return what was decided, and the numbers from which calls were taken, since the last time; forget it."""
+        found = self._decided, self._taken
+        self._decided, self._taken = [], set()
+        return found
 
     def recall(self, numbers: Iterable[str]) -> int:
         """Give back what is set aside under these numbers; return how many calls that was."""
@@ -159,10 +192,11 @@ class Escrows:
         for number in numbers:
             escrow = self.by_number.pop(number, None)
             if escrow is not None:
-                del self._of_series[escrow.terms.series]
+                del self._of_kind[escrow.terms.kind]
                 calls += escrow.calls
                 self._hold(escrow, -escrow.calls)
                 self.changes += 1
+                self.was_recalled = True
         return calls
 
     def in_the_way(self) -> list[str]:
@@ -179,12 +213,19 @@ class Escrows:
         for (meter, scope), amount in escrow.amounts:
             self._reservations.set_aside(meter, scope, calls * amount)
 
-    def hint(self, series: str) -> dict[str, Any] | None:
-        """Return what a client has to know that wants to take calls of a series; ``None`` when there are none."""
-        number = self._of_series.get(series)
+    def hint(self, series: str, *, is_given: bool) -> dict[str, Any] | None:
+        """Return what a client has to know that wants to take such calls; ``None`` when there are none."""
+        number = self._of_kind.get((series, is_given))
         if number is None or self.by_number[number].left <= 0:
             return None
-        return {"number": number, "most": list(self.by_number[number].terms.most)}
+        terms = self.by_number[number].terms
+        return {"number": number, "most": list(terms.most), "source": terms.source}
+
+    def is_current(self, number: str, standings: Iterable[Standing]) -> bool:
+        """Tell whether an escrow holds what ``standings`` of its calls say, and there is room for it."""
+        enforced = [each for each in standings if each.enforced and each.cost]
+        holds = tuple((key_of(each), each.cost) for each in enforced)
+        return holds == self.by_number[number].amounts and all(each.has_room_for(0) for each in enforced)
 
     def dump(self) -> list[list[Any]]:
         """Return the state as plain values."""
@@ -198,7 +239,7 @@ class Escrows:
         for number, series, most, source, left, pending, amounts in dumped:
             held = tuple(((meter, scope), amount) for meter, scope, amount in amounts)
             escrow = self.by_number[number] = Escrow(Terms(series, tuple(most), source), held, left, pending)
-            self._of_series[series] = number
+            self._of_kind[escrow.terms.kind] = number
             self._hold(escrow, escrow.calls)
         self.changes += 1
 

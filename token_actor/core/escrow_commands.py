@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from token_actor.core.arguments import check_arguments, identifier, whole
 from token_actor.core.escrow import CALLS_MAX, ESCROWS_MAX, MEASURED, Terms, measures_of
-from token_actor.core.estimates import SOURCES, is_unmeasured
+from token_actor.core.estimates import GIVEN, SOURCES, is_unmeasured
 from token_actor.core.limits import RESERVE_ARGUMENTS, estimate_of
 from token_actor.core.usage import check_count, check_series_key
 from token_actor.errors import InvalidValue
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from token_actor.core.commands import Carried, Command
     from token_actor.core.ledger import Ledger
+    from token_actor.core.waiting import Wish
 
+LEADER: Final = "leader"  # the client that a leader is when it gives commands
 ESCROW: Final = "escrow"  # the argument of a ``reserve`` that names what it has taken a call from
 DRAWN: Final = "drawn"  # names the same in the answer
 HINT: Final = "escrow"  # what a client has to know to do so, in the answer to one that was decided
@@ -32,24 +34,40 @@ def take(ledger: Ledger, arguments: dict[str, Any]) -> tuple[str, Terms] | None:
         return None
     with suppress(InvalidValue):  # it will be raised again, by who decides
         asked = estimate_of({name: value for name, value in arguments.items() if name in RESERVE_ARGUMENTS})
-        measures = None if is_unmeasured(arguments) else measures_of(asked)
         number = str(arguments.pop(ESCROW))
-        terms = ledger.admission.escrows.take(number, asked.series, asked.requests, measures)
+        terms = ledger.admission.escrows.take(number, asked, is_given=not is_unmeasured(arguments))
         return None if terms is None else (number, terms)
-    forfeit(ledger, arguments)
+    skip(ledger, arguments)
     del arguments[ESCROW]
     return None
 
 
-def forfeit(ledger: Ledger, arguments: Mapping[str, Any]) -> None:
+def skip(ledger: Ledger, arguments: Mapping[str, Any]) -> None:
     """Let go of the call that these arguments have taken, if any: nobody is granted it."""
     if ESCROW in arguments:
-        ledger.admission.escrows.take(str(arguments[ESCROW]), "", 0, None)
+        ledger.admission.escrows.skip(str(arguments[ESCROW]))
+
+
+def note(ledger: Ledger, answer: dict[str, Any], wish: Wish) -> None:
+    """Note a call that was granted by a decision, and tell its client from where it may take the next ones."""
+    escrows, estimate = ledger.admission.escrows, wish.estimate
+    if answer["granted"] and estimate.requests == 1:
+        escrows.note(Terms(estimate.series, measures_of(estimate), wish.source))
+    hint = escrows.hint(estimate.series, is_given=wish.source == GIVEN)
+    if hint is not None:
+        answer[HINT] = {**hint, "ahead_ms": ledger.log_ms - ledger.time.id_ms}
+
+
+def _check_leader(command: Command, *arguments: str) -> None:
+    """Refuse what nobody but a leader may do: whoever does it must change a counter with it."""
+    if command.client != LEADER:
+        raise InvalidValue("client", f"must be {LEADER!r} to set anything aside", reason="decode")
+    check_arguments(command, *arguments)
 
 
 def _set_aside(ledger: Ledger, command: Command) -> Carried:
     """Set quota aside for calls of one combination of names, if there is room for all of them."""
-    check_arguments(command, "number", "series", "most", "source", "calls")
+    _check_leader(command, "number", "series", "most", "source", "calls")
     most, source = command.arguments.get("most"), command.arguments.get("source")
     series = check_series_key(command.arguments.get("series"))
     if not isinstance(most, (list, tuple)) or len(most) != MEASURED:
@@ -64,13 +82,13 @@ def _set_aside(ledger: Ledger, command: Command) -> Carried:
 
 def _open_escrow(ledger: Ledger, command: Command) -> Carried:
     """Count calls that were put into the counter on the server in the same transaction."""
-    check_arguments(command, "number", "calls")
+    _check_leader(command, "number", "calls")
     return {"opened": ledger.admission.escrows.open(_number(command), _calls(command))}, []
 
 
 def _recall_escrows(ledger: Ledger, command: Command) -> Carried:
     """Give back what is set aside; its counters were taken away in the same transaction."""
-    check_arguments(command, "numbers")
+    _check_leader(command, "numbers")
     numbers = command.arguments.get("numbers")
     if not isinstance(numbers, (list, tuple)) or len(numbers) > ESCROWS_MAX:
         raise InvalidValue("numbers", f"must be at most {ESCROWS_MAX} ids of escrows", reason="decode")

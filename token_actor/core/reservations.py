@@ -169,8 +169,9 @@ class Reservations:
             standing.meter.refused += 1
         if any(standing.enforced for standing in unfit):
             return {**self._refusal(unfit, now_ms), "reservation": None, "expires_ms": None}
-        if self.is_full:
-            due_ms = self.due_ms() or now_ms + 1  # all may be set aside
+        if len(self.open) >= OPEN_MAX:
+            due_ms = self.due_ms()
+            assert due_ms is not None, "what is open expires"
             full = {"granted": False, "limit": TABLE_FULL, "retry_after_ms": due_ms - now_ms}
             return {**self._grant(tightest_after(standings), unfit), **full, "reservation": None, "expires_ms": None}
         return self.hold(reservation, standings, now_ms, ttl_ms)
@@ -207,11 +208,6 @@ class Reservations:
                 if not holders:
                     del meter.holders[hold.scope]
         return found
-
-    @property
-    def is_full(self) -> bool:
-        """Tell whether no more can be open."""
-        return len(self.open) + self.promised >= OPEN_MAX
 
     def set_aside(self, number: int, scope: str, amount: int) -> None:
         """Set an amount aside of the limit with a number, or give it back when it is below 0."""

@@ -70,6 +70,7 @@ class MemoryServer:
         """Let every call, also one that waits, raise ``ServerUnavailable`` until ``come_back``; for tests."""
         with self._shared.changed:
             self._shared.away = True
+            self._shared.outages += 1
             self._shared.changed.notify_all()
 
     def come_back(self) -> None:
@@ -154,6 +155,11 @@ class MemoryConnection:
         with self._serving():
             return dict(FACTS)
 
+    @property
+    def breaks(self) -> int:
+        """See ``ports.Connection``."""
+        return self._shared.outages
+
     def close(self) -> None:
         """See ``ports.Connection``."""
         with self._shared.changed:
@@ -195,3 +201,4 @@ class _Shared:
         self.keyspace = keyspace
         self.changed = threading.Condition()
         self.away = False
+        self.outages = 0

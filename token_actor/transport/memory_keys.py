@@ -39,7 +39,8 @@ ID_MIN: Final = (0, 0)
 ID_MAX: Final = (ID_PART_MAX, ID_PART_MAX)
 ID_TEXT: Final = re.compile(rb"(\d{1,20})(?:-(\d{1,20}))?")
 INTEGER_TEXT: Final = re.compile(rb"0|-?[1-9]\d{0,18}")
-INTEGER_MAX: Final = 2**63 - 1  # integers of the real server are signed 64-bit numbers
+INTEGER_MIN: Final = -(2**63)  # integers of the real server are signed 64-bit numbers
+INTEGER_MAX: Final = 2**63 - 1
 
 # The server's words, as Redis 7 and Valkey 9 say them.
 WRONG_TYPE: Final = "WRONGTYPE Operation against a key holding the wrong kind of value"
@@ -51,7 +52,7 @@ START_INVALID: Final = "ERR invalid start ID for the interval"
 END_INVALID: Final = "ERR invalid end ID for the interval"
 NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
 FIELD_NOT_AN_INTEGER: Final = "ERR hash value is not an integer"
-FIELD_OVERFLOW: Final = "ERR increment or decrement would overflow"
+OVERFLOW: Final = "ERR increment or decrement would overflow"
 EXPIRE_INVALID: Final = "ERR invalid expire time in 'set' command"
 ARGUMENTS: Final = "ERR wrong number of arguments for '{}' command"
 
@@ -180,13 +181,9 @@ class Keyspace:
         return 1
 
     def _add_to_field(self, add: AddToField) -> int:
+        amount = _parse_integer(b"%d" % add.amount, otherwise=NOT_AN_INTEGER)
         fields: dict[bytes, bytes] = self.value(add.key, dict) or {}
-        text = fields.get(add.field, b"0")
-        if not INTEGER_TEXT.fullmatch(text):
-            raise ServerRefused(FIELD_NOT_AN_INTEGER)
-        total = int(text) + add.amount
-        if not -INTEGER_MAX <= total + 1 <= INTEGER_MAX + 1:
-            raise ServerRefused(FIELD_OVERFLOW)
+        total = _sum(_parse_integer(fields.get(add.field, b"0"), otherwise=FIELD_NOT_AN_INTEGER), amount)
         fields[add.field] = b"%d" % total
         self._values[add.key] = fields
         return total
@@ -202,11 +199,9 @@ class Keyspace:
 
     def _increment(self, key: bytes) -> int:
         text = self.value(key, bytes)
-        number = 0 if text is None else int(text) if INTEGER_TEXT.fullmatch(text) else INTEGER_MAX
-        if number >= INTEGER_MAX:
-            raise ServerRefused(NOT_AN_INTEGER)
-        self._values[key] = b"%d" % (number + 1)
-        return number + 1
+        total = _sum(_parse_integer(b"0" if text is None else text, otherwise=NOT_AN_INTEGER), 1)
+        self._values[key] = b"%d" % total
+        return total
 
     def _forget(self, key: bytes) -> bool:
         self._expire_at_ms.pop(key, None)
@@ -286,6 +281,20 @@ class Stream:
             del self._ids[: self._head], self._entries[: self._head]
             self._head = 0
         return dropped
+
+
+def _parse_integer(text: bytes, *, otherwise: str) -> int:
+    """Return the number that a text spells; refuse with ``otherwise`` when it spells none."""
+    if not INTEGER_TEXT.fullmatch(text) or not INTEGER_MIN <= int(text) <= INTEGER_MAX:
+        raise ServerRefused(otherwise)
+    return int(text)
+
+
+def _sum(number: int, amount: int) -> int:
+    total = number + amount
+    if not INTEGER_MIN <= total <= INTEGER_MAX:
+        raise ServerRefused(OVERFLOW)
+    return total
 
 
 def _parse_id(text: bytes, *, missing_part: int = 0) -> Id:

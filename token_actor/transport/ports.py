@@ -227,6 +227,10 @@ class Inspector(Protocol):
 class Connection(Reader, Writer, Exchanger, Inspector, Protocol):
     """Be one connection to the server, for one thread at a time."""
 
+    @property
+    def breaks(self) -> int:
+        """Return how often it was lost or left so far: after that there may be another server on the other side."""
+
     def close(self) -> None:
         """Let go of the server; a call that waits in another thread ends with ``ServerUnavailable``.
 

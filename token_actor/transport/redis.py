@@ -93,8 +93,7 @@ class RedisConnector:
             self._factory = connection_factory or pool.connection_class
             self._new_wire()  # connects nothing, but finds an option that does not exist
         except (RedisError, TypeError, ValueError) as error:
-            message = f"the address of the server is not usable: {error}"
-            raise SetupError(message) from error
+            raise SetupError(f"the address of the server is not usable: {error}") from error
         self._address = _address(url.partition("://")[0], self._settings)
 
     @property
@@ -119,6 +118,7 @@ class RedisConnection:
         self._reply_timeout_s = reply_timeout_s
         self._closed = False
         self._moved = False
+        self.breaks = 0
 
     def read(
         self, after: Mapping[bytes, bytes], *, count: int, block_ms: int | None = None
@@ -260,6 +260,7 @@ class RedisConnection:
 
     def _leave(self, error: BaseException) -> None:
         """Drop the connection, which may hold unread replies; raise in our own words what is wrong with the server."""
+        self.breaks += 1
         self._wire.disconnect()
         if isinstance(error, (RedisError, OSError, UnicodeError)):  # the last: a host name that is none
             raise self._border_error(error) from error
@@ -267,7 +268,7 @@ class RedisConnection:
     def _end(self) -> None:
         """Leave a server that is no longer the right one."""
         if self._moved or self._closed:
-            self._moved = False
+            self._moved, self.breaks = False, self.breaks + 1
             self._wire.disconnect()
 
     def _reply(self, wait_ms: int | None = None) -> Reply:
@@ -322,8 +323,7 @@ def _settings_of(url: str, *, connect_timeout_s: float, reply_timeout_s: float) 
     pool = ConnectionPool.from_url(url, **ours)
     taken = sorted(name for name, value in ours.items() if pool.connection_kwargs.get(name) is not value)
     if taken:
-        message = f"the address of the server must not set {', '.join(taken)}: token-actor decides that"
-        raise SetupError(message)
+        raise SetupError(f"the address of the server must not set {', '.join(taken)}: token-actor decides that")
     return pool
 
 
