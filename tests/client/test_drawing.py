@@ -6,14 +6,17 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
-from tests.client.harness import wait_until
+from tests.client.harness import Fleet, wait_until
 from token_actor.actor import escrow
 from token_actor.actor.leadership import Leadership
 from token_actor.client import drawing
 from token_actor.core.limits import Limit
+from token_actor.embedded import EmbeddedServer
 from token_actor.errors import RateLimited, ServerUnavailable
-from token_actor.transport.ports import AddToField, Put
+from token_actor.transport.ports import AddToField, Delete, Put
+from token_actor.transport.redis import RedisConnector
 from token_actor.wire.codec import unpack
 from token_actor.wire.messages import COMMAND_FIELD
 
@@ -296,6 +299,42 @@ class TestTheServer:
         fleet.go_away()
         fleet.come_back()
         assert not drawn(client)
+
+    def test_when_the_counters_are_lost_that_is_noticed(self, fleet, monkeypatch):
+        monkeypatch.setattr(escrow, "LOOK_MS", 10)
+        fleet.actor()
+        client = fleet.client(agent="a")
+        client.put_limit(Limit("l", AMPLE))
+        calls = warm(client)
+        lost = set(counters(fleet))
+        fleet.connect().write([Delete(keys=[fleet.keys().escrow])])
+        client.reserve(10)
+        wait_until(lambda: len(commands(fleet, "recall_escrows")) > 0)
+        calls += 1 + warm(client)
+        assert not lost & set(counters(fleet))
+        assert reserved(client) == calls * 10
+
+    def test_a_full_server_lets_nobody_take_anything_under_a_new_limit(self, namespace):
+        with EmbeddedServer() as own, redis.Redis(port=own.port) as operator, Fleet.on(own.port, namespace) as fleet:
+            fleet.actor()
+            client = fleet.client(agent="a")
+            client.put_limit(Limit("l", AMPLE))
+            warm(client)
+            operator.config_set("maxmemory", 1)
+            wait_until(lambda: counters(fleet) == {})
+            operator.config_set("maxmemory", 0)
+            client.put_limit(Limit("new", 0))
+            with pytest.raises(RateLimited):
+                client.reserve(10)
+
+    def test_a_client_that_may_not_count_is_decided(self, namespace):
+        with EmbeddedServer() as own, redis.Redis(port=own.port) as operator, Fleet.on(own.port, namespace) as fleet:
+            operator.acl_setuser("few", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-hincrby"])
+            fleet.client_connector = RedisConnector(f"redis://few:pw@127.0.0.1:{own.port}/0")
+            fleet.actor()
+            client = fleet.client(agent="a")
+            client.put_limit(Limit("l", AMPLE))
+            assert not any(drawn(client) for _ in range(5 * escrow.OFTEN))
 
     def test_without_its_counter_a_call_is_decided(self, client, fleet):
         calls = warm(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from token_actor.transport.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.contract.subjects import Subject
     from token_actor.transport.ports import Connection, Entry, Operation, Outcome
@@ -152,6 +153,15 @@ class TestDeletingFields:
         assert text == "ERR wrong number of arguments for 'hdel' command"
 
 
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads that take turns as often as they can, so that they meet where they may."""
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual_s)
+
+
 class TestTogether:
     def test_outcomes_are_those_of_each_in_order(self, connection: Connection, key: Key) -> None:
         left, entry_id = connection.write_together([add(key("h"), -1), Append(key=key("log"), fields=[b"v", b"1"])])
@@ -204,7 +214,7 @@ class TestTogether:
         assert one(connection, add(key("h"), 1)) == 2
         assert connection.write_together([add(key("h"), 1)]) == [3]
 
-    def test_nothing_of_anybody_else_comes_in_between(self, subject: Subject, key: Key) -> None:
+    def test_nothing_of_anybody_else_comes_in_between(self, subject: Subject, key: Key, eager_threads: None) -> None:
         def work(outcomes: list[list[Outcome]]) -> None:
             connection = subject.connect()
             there_and_back = [add(key("h"), 1), add(key("h"), -1)]
@@ -257,6 +267,7 @@ class TestTogether:
         _, *added = writer.write_together([add(key("h"), 1), entry, entry])
         for thread in threads:
             thread.join(JOIN_S)
+            assert not thread.is_alive()
         assert [ids(entries) for entries in found] == [added, added]
 
 

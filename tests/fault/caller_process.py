@@ -35,6 +35,8 @@ TTLS_S: Final = (0.1, 0.5, 1.0)  # the shortest are over before everybody settle
 TOKENS_MAX: Final = 60
 FORGETFUL_EVERY: Final = 100  # requests of a caller at a till
 FORGETFUL: Final = 30  # of them, in a row: much is left open then
+TILL_TURN: Final = 40  # requests of a caller, until another till is its usual one
+OFTENER: Final = 27  # times that it goes to its usual one, of 30
 TIMEOUT_S: Final = 30.0  # longer than any takeover: who gives up has got no answer, and that is a broken promise
 
 
@@ -80,11 +82,17 @@ class Caller:
                 self._end(key, reservation, self._random.randint(0, tokens))
 
     def _reserve(self, key: str, tokens: int, ttl_s: float) -> Reservation:
-        names = {"agent": self._random.choice(self._tills)} if self._tills else {"agent": "storm", "session": key}
-        reservation = self._client.reserve(tokens, ttl_s=ttl_s, **names)
+        reservation = self._client.reserve(tokens, ttl_s=ttl_s, **self._names(key))
         told = {"expires_ms": reservation.decision["expires_ms"], "drawn": reservation.decision.get("drawn")}
         self._diary.note(key=key, op="reserve", granted=reservation.id, **told)
         return reservation
+
+    def _names(self, key: str) -> dict[str, str]:
+        """Return what to reserve for: at tills mostly one of them at a time, so that more is set aside than is taken."""
+        if not self._tills:
+            return {"agent": "storm", "session": key}
+        usual = self._tills[self._requests // TILL_TURN % len(self._tills)]
+        return {"agent": self._random.choice((*self._tills, *[usual] * OFTENER))}
 
     def _end(self, key: str, reservation: Reservation, used: int) -> None:
         """Settle, release, or forget what was reserved."""

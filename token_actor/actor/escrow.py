@@ -230,13 +230,17 @@ class EscrowKeeper:
         return escrows.is_current(number, _standings(ledger, escrows.by_number[number].terms))
 
     def _sweep(self, ledger: Ledger) -> None:
-        """Let go of counters that nobody may take from, and note what has lost its counter."""
-        counters = {name.decode("ascii", "replace"): name for name in self._connection.get_fields(self._keys.escrow)}
-        known = ledger.admission.escrows.by_number
-        stray = [name for number, name in counters.items() if number not in known]
+        """Let go of counters that nobody may take from, and note those that have fewer calls than the log knows of.
+
+        That may be because not all of the log is folded; but those that have none are of no use either way.
+        """
+        counters = self._connection.get_fields(self._keys.escrow)
+        known = {number.encode(): each.left for number, each in ledger.admission.escrows.by_number.items()}
+        stray = [name for name in counters if name not in known]
         if stray:
             self._leadership.write([DeleteFields(key=self._keys.escrow, fields=stray)])
-        self._lost = {number for number, each in known.items() if each.left > 0 and number not in counters}
+        empty = [name for name, left in known.items() if left > 0 and counters.get(name, b"0").startswith((b"-", b"0"))]
+        self._lost = {name.decode() for name in empty}
 
     # --- setting aside -------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from tests.fault import storms
+from tests.fault.cast import until
 from tests.fault.escrow_book import Decision, EscrowBook
 from tests.fault.grants import read_diary
 from tests.fault.scenario import Scale, Scenario
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 PROCESSES: Final = (4, 6)  # short, long
 THREADS: Final = (5, 6)  # of each: 20 callers, and 36
 TILLS: Final = ("till0", "till1", "till2")  # all callers share these names
-HOUR: Final = Limit("hour", 0, seconds=3_600)  # longer than the run; raised when little is left
-RAISE: Final = 8_000  # tokens: used up before the next turn, now and then
+HOUR: Final = Limit("hour", 0, seconds=3_600)  # longer than the run; raised when it is full
+RAISE: Final = (12_000, 40_000)  # tokens: enough for two turns or more
+FULL: Final = 60  # tokens left: not everybody finds room
 CALLS: Final = (120, 240)  # as many as are open when all callers are forgetful
 ENTRIES: Final = (400, 1_400)  # of one turn
 ECHOES: Final = 20  # commands that come a second time after each kill
@@ -41,6 +43,7 @@ class _Storm:
 
     stage: Stage
     watch: storms.LogWatch
+    step: int  # by which its window is raised
     amount: int = HOUR.amount
     lives: dict[int, int] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
@@ -52,7 +55,7 @@ class _Storm:
 
     def raise_window(self) -> None:
         """Let callers go on for a while."""
-        self.amount += RAISE
+        self.amount += self.step
         self.stage.client.put_limit(replace(HOUR, amount=self.amount))
 
     def kill_callers(self, turn: int) -> None:
@@ -68,7 +71,7 @@ class _Storm:
 def _escrow_storm(stage: Stage, scale: Scale) -> None:
     """Kill leaders and callers, while all callers take what is set aside for the same few names."""
     stage.serve()
-    storm = _Storm(stage, storms.LogWatch(stage))
+    storm = _Storm(stage, storms.LogWatch(stage), scale.of(*RAISE))
     stage.check = lambda verdict: _check(storm, verdict)
     leading = storms.start_actor(stage)
     leader = stage.await_serving(noted=False)
@@ -83,14 +86,15 @@ def _escrow_storm(stage: Stage, scale: Scale) -> None:
     standby = storms.start_actor(stage)
     for turn in scale.turns(stage, 4, 200):
         leader, leading, standby = _turn(storm, turn, leader, leading, standby)
-    stage.await_entries(300)
+    until(lambda: storm.left() < FULL, "a full window", poll_s=0.05)
+    """Raise the window if need be, kill who leads in the middle of it, and callers every other time; return who leads."""
 
 
 def _turn(storm: _Storm, turn: int, leader: str, leading: Child, standby: Child) -> tuple[str, Child, Child]:
-    """Raise the window if need be, kill who leads in the middle of it, and callers every other time; return who leads now."""
+    """Raise the window if it is full, kill who leads, and callers every other time; return who leads now."""
     stage = storm.stage
     storms.await_standby(standby)
-    if 2 * storm.left() < RAISE:
+    if storm.left() < FULL:
         storm.raise_window()
     stage.await_entries(stage.random.randrange(*ENTRIES))
     leading.kill()
