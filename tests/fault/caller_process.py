@@ -87,8 +87,8 @@ class Caller:
         self._diary.note(key=key, op="reserve", granted=reservation.id, **told)
         return reservation
 
-    def _names(self, key: str) -> dict[str, str]:
-        """Return what to reserve for: at tills mostly one of them at a time, so that more is set aside than is taken."""
+    def _names(self, key: str) -> dict[str, Any]:
+        """Return for whom to reserve: at tills mostly one of them at a time, so that more is set aside than taken."""
         if not self._tills:
             return {"agent": "storm", "session": key}
         usual = self._tills[self._requests // TILL_TURN % len(self._tills)]

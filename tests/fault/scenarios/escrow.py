@@ -87,7 +87,7 @@ def _escrow_storm(stage: Stage, scale: Scale) -> None:
     for turn in scale.turns(stage, 4, 200):
         leader, leading, standby = _turn(storm, turn, leader, leading, standby)
     until(lambda: storm.left() < FULL, "a full window", poll_s=0.05)
-    """Raise the window if need be, kill who leads in the middle of it, and callers every other time; return who leads."""
+    stage.await_entries(300)
 
 
 def _turn(storm: _Storm, turn: int, leader: str, leading: Child, standby: Child) -> tuple[str, Child, Child]:
@@ -169,7 +169,7 @@ def _keys(stage: Stage, entries: list[Entry], verdict: Verdict) -> dict[storms.R
     keys: dict[storms.Request, str] = {}
     counts = dict.fromkeys(callers.values(), 0)
     for _, fields in entries:
-        command = msgpack.unpackb(fields[1]) if fields[0] == b"c" else {"op": None}
+        command: dict[str, Any] = msgpack.unpackb(fields[1]) if fields[0] == b"c" else {"op": None}
         caller = command["op"] == "reserve" and callers.get(command["client"].rpartition("-")[0])
         if caller and (request := (command["client"], command["id"])) not in keys:
             keys[request] = key = f"{caller}/{counts[caller]}"
