@@ -183,9 +183,10 @@ class TestTaking:
 
     def test_one_that_says_nothing_is_shown_as_what_it_holds(self):
         silent = Call(Estimate("a"), None, 60_000)
-        answer = an_answer("1", result={"granted": True, "escrow": escrow_of(most=42, source="learned")})
+        decided = {"granted": True, "estimate": {"source": "learned", "tokens": 40}}
+        answer = an_answer("1", result={**decided, "escrow": escrow_of(most=42, source="learned")})
         line = Line(Script([answer], [4, b"77-0"]), "c")
-        self.ask(line, silent)
+        assert self.ask(line, silent) == decided
         assert self.ask(line, silent)["estimate"] == {"source": "learned", "tokens": 42, "requests": 1}
         assert line.hints.find(line.connection, HERE, A_CALL) is None
 

@@ -218,15 +218,17 @@ class TestTogether:
         def work(outcomes: list[list[Outcome]]) -> None:
             connection = subject.connect()
             there_and_back = [add(key("h"), 1), add(key("h"), -1)]
-            outcomes += [connection.write_together(there_and_back) for _ in range(200)]
+            start.wait(JOIN_S)
+            outcomes += [connection.write_together(there_and_back * 5) for _ in range(200)]
 
+        start = threading.Barrier(3)
         found: list[list[list[Outcome]]] = [[], [], []]
         threads = [threading.Thread(target=work, args=(outcomes,)) for outcomes in found]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(JOIN_S)
-        assert found == [[[1, 0]] * 200] * 3
+        assert found == [[[1, 0] * 5] * 200] * 3
 
     def test_it_wakes_who_waits_for_the_stream(self, subject: Subject, key: Key) -> None:
         append(subject.connect(), key("log"), b"0")

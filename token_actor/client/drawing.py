@@ -81,17 +81,24 @@ class Hints:
         hint = decision.pop(HINT)
         now = monotonic()
         if decision["granted"] and now >= self._rests_until:
-            if call.measures is None:  # it is taken to use the most
+            shown = decision
+            if call.measures is None:  # the next ones are taken to use the most
                 tokens, *kinds, cost_nanousd = hint["most"]
                 most = call.estimate._replace(tokens=tokens, kinds=tuple(kinds), cost_nanousd=cost_nanousd)
-                decision["estimate"] = Estimated(most, hint["source"]).as_map()
+                shown = {**decision, "estimate": Estimated(most, hint["source"]).as_map()}
             take = AddToField(key=keys.escrow, field=hint["number"].encode(), amount=-1)
-            known = (hint["number"], take, tuple(hint["most"]), call.measures, decision, hint["ahead_ms"], now + HINT_S)
+            known = (hint["number"], take, tuple(hint["most"]), call.measures, shown, hint["ahead_ms"], now + HINT_S)
+            self._look_at(connection)
             self._known[_kind(keys, call)] = _Hint(*known)
-            self._breaks = connection.breaks
             if len(self._known) > HINTS_MAX:
                 self._known.popitem(last=False)
         return decision
+
+    def _look_at(self, connection: Connection) -> None:
+        """Forget everything if the connection broke: on the other side there may be another server now."""
+        if connection.breaks != self._breaks:
+            self._known.clear()
+            self._breaks = connection.breaks
 
     def last_drawn(self, partition: int) -> bytes | None:
         """Return the entry of the last call that was taken, unless whoever answers now must have folded it."""
@@ -100,8 +107,7 @@ class Hints:
 
     def find(self, connection: Connection, keys: Keys, call: Call) -> _Hint | None:
         """Return from what a call may be taken; ``None`` when the actor has to be asked."""
-        if connection.breaks != self._breaks:  # on the other side there may be another server now
-            self._known.clear()
+        self._look_at(connection)
         hint = self._known.get(_kind(keys, call))
         if hint is None or hint.until < monotonic():
             return None
