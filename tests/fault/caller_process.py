@@ -36,7 +36,7 @@ TOKENS_MAX: Final = 60
 FORGETFUL_EVERY: Final = 100  # requests of a caller at a till
 FORGETFUL: Final = 30  # of them, in a row: much is left open then
 TILL_TURN: Final = 40  # requests of a caller, until another till is its usual one
-OFTENER: Final = 27  # times that it goes to its usual one, of 30
+OFTENER: Final = 6  # times that it goes to its usual one, of 9
 TIMEOUT_S: Final = 30.0  # longer than any takeover: who gives up has got no answer, and that is a broken promise
 
 
