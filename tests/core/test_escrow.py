@@ -343,6 +343,24 @@ class TestRecalling:
         till.recall()
         assert [till.told[each]["granted"] for each in ("first", "second")] == [True, True]
 
+    def test_who_lacks_what_is_set_aside_twice_waits_for_both(self, till):
+        till.stock(3)
+        assert till.set_aside(3, number="f", series=series_of({"agent": "other"}))
+        assert till.ask(95, "w") is None
+        till.recall("e")
+        assert till.told == {}
+        till.recall("f")
+        assert till.told["w"]["granted"]
+
+    def test_behind_one_that_is_refused_the_next_one_is_looked_at(self, till):
+        till.stock(5)
+        assert till.ask(60, "first") is None
+        assert till.ask(30, "second") is None
+        for _ in range(5):
+            assert till.take()[0]
+        till.recall()
+        assert [till.told[each]["granted"] for each in ("first", "second")] == [False, True]
+
     def test_in_the_way_is_what_somebody_waits_for(self, till):
         till.stock(5)
         assert till.ledger.admission.escrows.in_the_way() == []

@@ -11,7 +11,7 @@ from tests.core.test_limit_promises import STEPS, Run
 from tests.core.till import Till
 from token_actor.core.limits import KINDS
 
-RUNS = 10 * int(os.environ.get("MORE_EXAMPLES", "1"))  # of each kind
+RUNS = 6 * int(os.environ.get("MORE_EXAMPLES", "1"))  # of each kind
 
 
 class EscrowRun(Run):

@@ -202,19 +202,6 @@ def _reservation_never_expires(stack: ExitStack) -> None:
     stack.enter_context(patch("token_actor.core.reservations.Reservations.due_ms", lambda self: None))
 
 
-def _taken_call_still_set_aside(stack: ExitStack) -> None:
-    """The fold forgets to give back what was set aside for a call when it is taken."""
-    from token_actor.core.escrow import Escrows
-
-    original = Escrows._hold
-
-    def hold(self: Any, escrow: Any, calls: int) -> None:
-        if calls != -1:
-            original(self, escrow, calls)
-
-    stack.enter_context(patch.object(Escrows, "_hold", hold))
-
-
 def _counter_outlives_recall(stack: ExitStack) -> None:
     """A leader says that it recalls what is set aside, and leaves the counters to be taken from."""
     from token_actor.actor.escrow import EscrowKeeper
@@ -241,6 +228,5 @@ BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "destructive read": _destructive_read,
     "fsync removed": _fsync_removed,
     "reservation never expires": _reservation_never_expires,
-    "taken call still set aside": _taken_call_still_set_aside,
     "counter outlives recall": _counter_outlives_recall,
 }

@@ -29,7 +29,6 @@ CAUGHT_BY = {  # the scenario, and the promise that it finds broken
     "destructive read": ("snapshot steps", "I1"),
     "fsync removed": ("synced", "I1"),
     "reservation never expires": ("reserve storm", "I6"),
-    "taken call still set aside": ("escrow storm", "I8"),
     "counter outlives recall": ("escrow storm", "I8"),
 }
 
