@@ -203,16 +203,17 @@ def _reservation_never_expires(stack: ExitStack) -> None:
 
 
 def _counter_outlives_recall(stack: ExitStack) -> None:
-    """A leader says that it recalls what is set aside, and leaves the counters to be taken from."""
+    """A leader says that it recalls what is set aside, and leaves the counters to be taken from, for ever."""
     from token_actor.actor.escrow import EscrowKeeper
     from token_actor.transport.ports import DeleteFields
 
     original = EscrowKeeper._write
 
-    def write(self: Any, operations: Any) -> None:
-        original(self, [each for each in operations if not isinstance(each, DeleteFields)])
+    def write(self: Any, operations: Any) -> bool:
+        return original(self, [each for each in operations if not isinstance(each, DeleteFields)])
 
     stack.enter_context(patch.object(EscrowKeeper, "_write", write))
+    stack.enter_context(patch.object(EscrowKeeper, "_sweep", lambda self, ledger: None))
 
 
 BUGS: Final[dict[str, Callable[[ExitStack], None]]] = {
