@@ -352,6 +352,13 @@ class TestRecalling:
         till.recall("f")
         assert till.told["w"]["granted"]
 
+    def test_when_all_of_it_is_taken_nobody_waits_for_it_any_more(self, till):
+        till.stock(4)
+        assert till.ask(80, "w") is None
+        assert all(till.take()[0] for _ in range(4))
+        assert not till.told["w"]["granted"]
+        assert till.ask(5, "x")["granted"]
+
     def test_behind_one_that_is_refused_the_next_one_is_looked_at(self, till):
         till.stock(5)
         assert till.ask(60, "first") is None

@@ -211,12 +211,12 @@ class Admission:
                     continue
                 if key in self.room.waiters[reservation].blocked:
                     break  # nobody passes here
-        if self.escrows.was_recalled:  # nothing else decides about those who wait for that alone
-            self.escrows.was_recalled = False
+        if self.escrows.was_emptied:  # nothing else decides about those who wait for that alone
+            self.escrows.was_emptied = False
             self._end_brief(now_ms)
 
     def _end_brief(self, now_ms: int) -> None:
-        """Refuse those who wait for a recall alone, and lack room although nothing is set aside of it any more."""
+        """Refuse those who wait for a recall alone, and lack room although nothing of it is set aside any more."""
         for reservation in list(self._brief):
             waiter = self.room.waiters.get(reservation)
             if waiter is None or self._try(waiter, now_ms):

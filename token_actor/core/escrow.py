@@ -103,7 +103,7 @@ class Escrows:
         self._room = room
         self.by_number: dict[str, Escrow] = {}
         self.changes = 0  # for whoever looks for what is new; no state, and neither are the next three
-        self.was_recalled = False  # since somebody looked
+        self.was_emptied = False  # recalled, or all taken, since somebody looked
         self._decided: list[Terms] = []
         self._taken: set[str] = set()
         self._of_kind: dict[tuple[str, bool], str] = {}  # the number from which such calls take
@@ -196,7 +196,7 @@ class Escrows:
                 calls += escrow.calls
                 self._hold(escrow, -escrow.calls)
                 self.changes += 1
-                self.was_recalled = True
+                self.was_emptied = True
         return calls
 
     def in_the_way(self) -> list[str]:
@@ -210,6 +210,8 @@ class Escrows:
     def _hold(self, escrow: Escrow, calls: int) -> None:
         """Set aside what so many calls hold, or give it back when they are below 0."""
         self._reservations.promised += calls
+        if calls < 0 and not escrow.calls:
+            self.was_emptied = True
         for (meter, scope), amount in escrow.amounts:
             self._reservations.set_aside(meter, scope, calls * amount)
 
