@@ -359,6 +359,21 @@ class TestRecalling:
         assert not till.told["w"]["granted"]
         assert till.ask(5, "x")["granted"]
 
+    @pytest.mark.parametrize("tokens", [10, "ten"])
+    def test_nor_when_the_last_one_is_taken_for_nothing(self, till, tokens):
+        """No snapshot has what became free and was not looked at: so it is, also by what changes nothing else."""
+        till.ask(1, "x", ttl_ms=60_000)
+        till.stock(1)
+        assert till.ask(95, "w") is None
+        if tokens == 10:
+            known, _ = till.take(tokens, request_id="1")
+            assert not known
+        else:
+            with pytest.raises(InvalidValue):
+                till.take(tokens)
+        assert till.told["w"]["granted"]
+        assert (till.ledger.admission.escrows.was_emptied, till.ledger.reservations.take_freed()) == (False, [])
+
     def test_behind_one_that_is_refused_the_next_one_is_looked_at(self, till):
         till.stock(5)
         assert till.ask(60, "first") is None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from token_actor.core.arguments import check_arguments, identifier, whole
 from token_actor.core.columns import Rejection, columns_of
-from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, LEADER, note, skip, take
+from token_actor.core.escrow_commands import DRAWN, ESCROW_COMMANDS, note, skip, take
 from token_actor.core.limits import estimate_of, limit_of
 from token_actor.core.pauses import check_pause_ms, pause_limits, selecting
 from token_actor.core.reservation_states import NONE, RELEASED
@@ -70,7 +70,7 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     known = ledger.answers.get(request)
     if known is not None:
         skip(ledger, command.arguments)
-        return replace(_told(known), is_silent=command.client == LEADER)
+        return replace(_told(known), is_silent=command.operation in ESCROW_COMMANDS)
     answer: dict[str, Any] | None
     try:
         answer, rejections = _carry_out(ledger, command, log_ms)
@@ -81,7 +81,7 @@ def execute(ledger: Ledger, command: Command, log_ms: int) -> Outcome:
     if answer is None:
         return Outcome()
     ledger.answers.add(request, answer, ANSWERS_MAX)
-    is_silent = DRAWN in answer or command.client == LEADER
+    is_silent = DRAWN in answer or command.operation in ESCROW_COMMANDS
     return replace(_told(answer), rejections=rejections, is_silent=is_silent)
 
 
@@ -95,9 +95,10 @@ def _carry_out(ledger: Ledger, command: Command, log_ms: int) -> Carried:
         skip(ledger, command.arguments)
         return None, []
     with ledger.limits.watch.step(ledger.log_ms):
-        carried = operation(ledger, command)
-        ledger.admission.serve(ledger.log_ms)
-    return carried
+        try:
+            return operation(ledger, command)
+        finally:  # also what is refused may have given up a call that it took
+            ledger.admission.serve(ledger.log_ms)
 
 
 def told_since(ledger: Ledger) -> list[Told]:

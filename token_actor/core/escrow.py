@@ -14,8 +14,8 @@ Rules:
   whoever lacks room that is set aside waits a moment for the leader to recall it.
 * A call that was taken holds what it may use from then on, under every limit that covers it then.
 
-Bounds: ``ESCROWS_MAX`` escrows of ``CALLS_MAX`` calls each; none are set aside where half of
-``OPEN_MAX`` calls are open or set aside.
+Bounds: ``ESCROWS_MAX`` escrows of ``CALLS_MAX`` calls each. None are set aside where half of ``OPEN_MAX`` calls are
+open or set aside, so no more than half as many again can be open.
 """
 
 from __future__ import annotations

@@ -37,15 +37,19 @@ def take(ledger: Ledger, arguments: dict[str, Any]) -> tuple[str, Terms] | None:
         number = str(arguments.pop(ESCROW))
         terms = ledger.admission.escrows.take(number, asked, is_given=not is_unmeasured(arguments))
         return None if terms is None else (number, terms)
-    skip(ledger, arguments)
-    del arguments[ESCROW]
+    ledger.admission.escrows.skip(str(arguments.pop(ESCROW)))
     return None
 
 
 def skip(ledger: Ledger, arguments: Mapping[str, Any]) -> None:
-    """Let go of the call that these arguments have taken, if any: nobody is granted it."""
+    """Let go of the call that these arguments of a known request have taken, if any; nobody is granted it.
+
+    Time does not go on, but whoever waits for the room is looked at now: no state says later that it became free.
+    """
     if ESCROW in arguments:
-        ledger.admission.escrows.skip(str(arguments[ESCROW]))
+        with ledger.limits.watch.step(ledger.log_ms):
+            ledger.admission.escrows.skip(str(arguments[ESCROW]))
+            ledger.admission.serve(ledger.log_ms)
 
 
 def note(ledger: Ledger, answer: dict[str, Any], wish: Wish) -> None:

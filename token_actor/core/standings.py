@@ -42,7 +42,7 @@ class Standing(NamedTuple):
     @property
     def fits_now(self) -> bool:
         """Tell whether the cost can be granted without touching what is set aside."""
-        return not self.cost or (self.fits and self.cost <= self.left - self.aside)
+        return not self.cost or self.has_room_for(1)
 
     def has_room_for(self, calls: int) -> bool:
         """Tell whether so many calls of the cost can be granted without touching what is set aside."""
