@@ -110,6 +110,7 @@ class TestGranting:
         before = reserved(client)
         client.reserve(10, ttl_s=0.05)
         wait_until(lambda: reserved(client) == before)
+        assert client.status()["open_reservations"] == before // 10
 
     def test_what_is_set_aside_is_not_shown(self, client):
         calls = warm(client)
@@ -222,6 +223,7 @@ class TestTheLeader:
         warm(client)
         fleet.connect().write([AddToField(key=fleet.keys().escrow, field=b"stray", amount=-1)])
         wait_until(lambda: b"stray" not in counters(fleet))
+        assert len(counters(fleet)) == 1
 
     def test_more_is_set_aside_before_it_is_used_up(self, client):
         warm(client)
@@ -236,6 +238,7 @@ class TestTheLeader:
         client.record(10_000)
         client.flush()
         wait_until(lambda: counters(fleet) == {})
+        assert client.status()["set_aside_calls"] == 0
 
     def test_where_two_want_all_there_is_one_gets_nothing(self, fleet, monkeypatch):
         monkeypatch.setattr(escrow, "SHARE", 1)

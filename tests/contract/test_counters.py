@@ -193,7 +193,6 @@ class TestTogether:
         assert (str(refused), refused.code) == (expected, expected.split(" ", 1)[0])
         assert ids(connection.range(key("log"), count=10)) == [before, after]
 
-    @pytest.mark.unfaithful(memory="does the others all the same")
     @pytest.mark.parametrize("position", [0, 1, 2])
     def test_nothing_is_done_when_one_cannot_even_begin(self, connection: Connection, key: Key, position: int) -> None:
         one(connection, add(key("h"), 5))

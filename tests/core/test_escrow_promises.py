@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.core.desk import AGENTS
-from tests.core.test_limit_promises import STEPS, Run
+from tests.core.test_limit_promises import STEPS, Run, played
 from tests.core.till import Till
 from token_actor.core.limits import KINDS
 
@@ -24,14 +24,7 @@ class EscrowRun(Run):
 
 @pytest.fixture(scope="module", params=KINDS)
 def runs(request):
-    made = [EscrowRun(request.param, seed) for seed in range(RUNS)]
-    for seed, run in enumerate(made):
-        try:
-            run.play()
-        except AssertionError:
-            print(f"kind {run.kind}, seed {seed}, operation {run.steps}")
-            raise
-    return made
+    return played(request.param, EscrowRun, RUNS)
 
 
 def test_every_decision_is_that_of_the_lists_whoever_took_it(runs):

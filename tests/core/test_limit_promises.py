@@ -176,9 +176,9 @@ class Run:
         self.oracle.put(self.limit, self.desk.now_ms)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def runs(request):
-    made = [Run(request.param, seed) for seed in range(RUNS)]
+def played(kind, of, many):
+    """Return so many runs of a class, all of them played; a failure says which."""
+    made = [of(kind, seed) for seed in range(many)]
     for seed, run in enumerate(made):
         try:
             run.play()
@@ -186,6 +186,11 @@ def runs(request):
             print(f"kind {run.kind}, seed {seed}, operation {run.steps}")
             raise
     return made
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def runs(request):
+    return played(request.param, Run, RUNS)
 
 
 def test_every_decision_is_that_of_the_lists(runs):

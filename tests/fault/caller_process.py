@@ -35,8 +35,8 @@ TTLS_S: Final = (0.1, 0.5, 1.0)  # the shortest are over before everybody settle
 TOKENS_MAX: Final = 60
 FORGETFUL_EVERY: Final = 100  # requests of a caller at a till
 FORGETFUL: Final = 30  # of them, in a row: much is left open then
-TILL_TURN: Final = 40  # requests of a caller, until another till is its usual one
-OFTENER: Final = 6  # times that it goes to its usual one, of 9
+GREEDY_S: Final = 0.7  # between two requests of a greedy caller
+GREED: Final = 0.8  # of what is left in a window: then there is room only if nothing is set aside
 TIMEOUT_S: Final = 30.0  # longer than any takeover: who gives up has got no answer, and that is a broken promise
 
 
@@ -72,7 +72,7 @@ class Caller:
         """Go on until asked to stop."""
         self._diary.note(key=self._name, op="begin", client=self._client._engine._lines._client)
         while not self._stop.is_set():
-            tokens, ttl_s = self._random.randint(1, TOKENS_MAX), self._random.choice(TTLS_S)
+            tokens, ttl_s = self._tokens(), self._random.choice(TTLS_S)
             key = f"{self._name}/{self._requests}"
             self._requests += 1
             request = partial(self._reserve, key, tokens, ttl_s)
@@ -87,12 +87,11 @@ class Caller:
         self._diary.note(key=key, op="reserve", granted=reservation.id, **told)
         return reservation
 
+    def _tokens(self) -> int:
+        return self._random.randint(1, TOKENS_MAX)
+
     def _names(self, key: str) -> dict[str, Any]:
-        """Return for whom to reserve: at tills mostly one of them at a time, so that more is set aside than taken."""
-        if not self._tills:
-            return {"agent": "storm", "session": key}
-        usual = self._tills[self._requests // TILL_TURN % len(self._tills)]
-        return {"agent": self._random.choice((*self._tills, *[usual] * OFTENER))}
+        return {"agent": self._random.choice(self._tills)} if self._tills else {"agent": "storm", "session": key}
 
     def _end(self, key: str, reservation: Reservation, used: int) -> None:
         """Settle, release, or forget what was reserved."""
@@ -132,6 +131,25 @@ class Caller:
         return None
 
 
+class Greedy(Caller):
+    """Ask for most of what is left now and then, and give it back: what is set aside for others is in the way."""
+
+    def _tokens(self) -> int:
+        self._stop.wait(GREEDY_S)
+        left = [
+            top["remaining"] for limit in self._client.limits() if limit["unit"] == "tokens" for top in limit["top"]
+        ]
+        return max(1, int(GREED * min(left)))
+
+    def _names(self, key: str) -> dict[str, Any]:
+        del key
+        return {"agent": "greedy"}
+
+    def _end(self, key: str, reservation: Reservation, used: int) -> None:
+        del used
+        self._ask("release", key, lambda: self._told("release", key, reservation.release()))
+
+
 def main(spec: Mapping[str, Any]) -> int:
     """Call until SIGTERM. ``spec``: ``url``, ``namespace``, ``number``, ``life``, ``journal``, ``threads``, ``tills``.
 
@@ -142,8 +160,11 @@ def main(spec: Mapping[str, Any]) -> int:
         threads: int = spec["threads"]
         diary, stop = Diary(spec["journal"]), threading.Event()
         clients = [TokenClient(spec["url"], namespace=spec["namespace"], timeout_s=TIMEOUT_S) for _ in range(threads)]
+        tills = spec.get("tills", ())
         callers = [
-            Caller(client, diary, f"{spec['number']}.{spec['life']}.{number}", stop, spec.get("tills", ()))
+            (Greedy if tills and not number else Caller)(
+                client, diary, f"{spec['number']}.{spec['life']}.{number}", stop, tills
+            )
             for number, client in enumerate(clients)
         ]
         running = [threading.Thread(target=caller.run, name=f"caller-{n}") for n, caller in enumerate(callers)]

@@ -237,3 +237,21 @@ def check_usage(stage: Stage, book: Book, verdict: Verdict) -> None:
     found = Counter({group["agent"]: group["input_tokens"] for group in answer["groups"]})
     if found != book.usage or answer["requests"] != book.requests:
         verdict.note("I4", f"counted {dict(found)}, settled {dict(book.usage)}; {answer['requests']}, {book.requests}")
+
+
+def seen_whole(stage: Stage, watch: LogWatch, again: int, verdict: Verdict) -> bool:
+    """Repeat commands once more when all is over, and tell whether the watch has the whole log then."""
+    echo(stage, watch, again)
+    stage.drain()
+    watch.await_all()
+    missed = stage.log_added() - len(watch.entries)
+    if missed:
+        verdict.note("I6", f"the checker missed {missed} entries of the log, so it cannot tell")
+    return not missed
+
+
+def follow(book: Any, watch: LogWatch, told: Any, replayed: Any, verdict: Verdict) -> None:
+    """Let a book follow the log, and compare it with what anybody was told."""
+    for entry in watch.entries:
+        book.take(*entry)
+    compare(book, told, replayed, verdict)

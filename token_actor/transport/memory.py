@@ -130,15 +130,18 @@ class MemoryConnection:
             return outcomes
 
     def write_together(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """See ``ports.Writer``; every call has the server to itself."""
-        return self.write(operations)
+        """See ``ports.Writer``."""
+        with self._serving() as keyspace:
+            outcomes = keyspace.carry_out_together(operations)
+            self._shared.changed.notify_all()
+            return outcomes
 
     def write_if(self, guard: bytes, holds: bytes | None, operations: Sequence[Operation]) -> list[Outcome] | None:
         """See ``ports.Writer``."""
         with self._serving() as keyspace:
             if keyspace.value(guard, bytes) != holds:
                 return None
-            outcomes = [keyspace.carry_out(operation) for operation in operations]
+            outcomes = keyspace.carry_out_together(operations)
             self._shared.changed.notify_all()
             return outcomes
 

@@ -11,6 +11,22 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, assert_never, cast
 
 from token_actor.errors import ServerRefused
+from token_actor.transport.memory_refusals import (
+    ABORTED,
+    ARGUMENTS,
+    END_INVALID,
+    EXPIRE_INVALID,
+    FIELD_NOT_AN_INTEGER,
+    ID_EXHAUSTED,
+    ID_INVALID,
+    ID_NOT_ABOVE,
+    ID_ZERO,
+    NOT_AN_INTEGER,
+    OVERFLOW,
+    START_INVALID,
+    WRONG_TYPE,
+    refusal_to_begin,
+)
 from token_actor.transport.ports import (
     AddToField,
     Append,
@@ -41,20 +57,6 @@ ID_TEXT: Final = re.compile(rb"(\d{1,20})(?:-(\d{1,20}))?")
 INTEGER_TEXT: Final = re.compile(rb"0|-?[1-9]\d{0,18}")
 INTEGER_MIN: Final = -(2**63)  # integers of the real server are signed 64-bit numbers
 INTEGER_MAX: Final = 2**63 - 1
-
-# The server's words, as Redis 7 and Valkey 9 say them.
-WRONG_TYPE: Final = "WRONGTYPE Operation against a key holding the wrong kind of value"
-ID_NOT_ABOVE: Final = "ERR The ID specified in XADD is equal or smaller than the target stream top item"
-ID_ZERO: Final = "ERR The ID specified in XADD must be greater than 0-0"
-ID_EXHAUSTED: Final = "ERR The stream has exhausted the last possible ID, unable to add more items"
-ID_INVALID: Final = "ERR Invalid stream ID specified as stream command argument"
-START_INVALID: Final = "ERR invalid start ID for the interval"
-END_INVALID: Final = "ERR invalid end ID for the interval"
-NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
-FIELD_NOT_AN_INTEGER: Final = "ERR hash value is not an integer"
-OVERFLOW: Final = "ERR increment or decrement would overflow"
-EXPIRE_INVALID: Final = "ERR invalid expire time in 'set' command"
-ARGUMENTS: Final = "ERR wrong number of arguments for '{}' command"
 
 
 class Keyspace:
@@ -101,6 +103,13 @@ class Keyspace:
             return self._change(operation)
         except ServerRefused as refusal:
             return refusal
+
+    def carry_out_together(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """Return what each operation came to; nothing is done when a server would not even begin with one of them."""
+        refusals = [refusal_to_begin(operation) for operation in operations]
+        if any(refusals):
+            return [refusal or ServerRefused(ABORTED) for refusal in refusals]
+        return [self.carry_out(operation) for operation in operations]
 
     def append(self, append: Append) -> bytes:
         """Append an entry, and return its id."""

@@ -64,18 +64,12 @@ def _check_grants(stage: Stage, watch: storms.LogWatch, killed: set[str], verdic
     """Compare what callers were told, what the log says, what a replay decides, and what the actor shows."""
     stage.drain()
     expired = storms.come_to_rest(stage, verdict)
-    storms.echo(stage, watch, ASKED_AGAIN)
-    stage.drain()
-    watch.await_all()
-    if (missed := stage.log_added() - len(watch.entries)) != 0:
-        verdict.note("I6", f"the checker missed {missed} entries of the log, so it cannot tell")
+    if not storms.seen_whole(stage, watch, ASKED_AGAIN, verdict):
         return
     told = storms.told_by_diaries(stage, killed, verdict)
     replayed = storms.replay(watch.entries)
     book = GrantBook(lambda request, key: _granted(told.get(("reserve", key)), replayed.get(request)))
-    for entry in watch.entries:
-        book.take(*entry)
-    storms.compare(book, told, replayed, verdict)
+    storms.follow(book, watch, told, replayed, verdict)
     storms.check_inboxes(stage, replayed, verdict)
     storms.check_usage(stage, book, verdict)
     ended = storms.check_endings(book, replayed, expired, verdict)
